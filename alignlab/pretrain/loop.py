@@ -1,0 +1,140 @@
+"""One training loop for all of the embedded vision models: seeded batches, cosine schedule, resumable state."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from alignlab.progress import progress
+
+SAVE_EVERY = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training run is told; the same recipe and data give the same run."""
+
+    steps: int
+    batch: int = 64
+    lr: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    seed: int = 0
+    dtype: str = "bfloat16"  # of the autocast; the weights and their moments stay float32
+
+
+class Objective(Protocol):
+    """What is trained. `modules` holds everything with state, `optimisers` every optimiser, `step` one update."""
+
+    modules: nn.ModuleDict
+    optimisers: dict[str, torch.optim.Optimizer]
+
+    def step(self, images: Tensor, done: float) -> dict[str, float]:
+        """Learn from a batch [B, 3, H, W] at the share `done` (0..1) of the run; returns what to log."""
+        ...
+
+
+def adamw(module: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels only."""
+    decayed = [p for p in module.parameters() if p.ndim > 1]
+    others = [p for p in module.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, clip: float) -> None:
+    """One clipped step down a loss."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    for group in optimiser.param_groups:
+        nn.utils.clip_grad_norm_(group["params"], clip)
+    optimiser.step()
+
+
+def rate(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the rate."""
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    share = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
+    return recipe.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def autocast(device: str, dtype: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    unfinished = path.with_suffix(".tmp")
+    torch.save(state, unfinished)
+    os.replace(unfinished, path)
+
+
+def train(
+    objective: Objective,
+    batches: Callable[[int], Tensor],
+    recipe: Recipe,
+    folder: Path,
+    label: str,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Train to the end of the recipe, from where `folder/state.pt` stands if it is there.
+
+    `batches(step)` gives the batch of a step. Returns {"log": [{"step", loss names...}], "seconds", "steps"}.
+    Raises ValueError when the folder's state belongs to another recipe, RuntimeError when a loss is not finite (the
+    last good state stays).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = folder / "state.pt"
+    start, seconds, log = 0, 0.0, []
+    if saved.exists():
+        state = torch.load(saved, map_location="cpu", weights_only=True)
+        if state["recipe"] != {**asdict(recipe), "betas": list(recipe.betas)}:
+            raise ValueError(f"{saved} belongs to another recipe ({state['recipe']}); choose another --out folder")
+        objective.modules.load_state_dict(state["modules"])
+        for name, optimiser in objective.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        start, seconds, log = state["step"], state["seconds"], state["log"]
+    objective.modules.to(device).train()
+    began = last = time.monotonic()
+    running: dict[str, float] = {}
+    with progress(label, recipe.steps, "steps", start) as tick:
+        for step in range(start, recipe.steps):
+            # Masks, Gumbel noise and the like follow from the step alone, so that a resumed run equals an undisturbed one.
+            torch.manual_seed(recipe.seed * 1_000_003 + step)
+            for optimiser in objective.optimisers.values():
+                for group in optimiser.param_groups:
+                    group["lr"] = rate(step, recipe)
+            losses = objective.step(batches(step).to(device), step / recipe.steps)
+            if not all(math.isfinite(v) for v in losses.values()):
+                raise RuntimeError(f"{label}: the loss is not finite at step {step} ({losses}); last good state: {saved}")
+            running = {k: 0.98 * running.get(k, v) + 0.02 * v for k, v in losses.items()}
+            if step % 20 == 0 or step + 1 == recipe.steps:
+                log.append({"step": step, **running})
+            tick(step + 1, " ".join(f"{k} {v:.4f}" for k, v in running.items()))
+            now = time.monotonic()
+            if now - last > SAVE_EVERY or step + 1 == recipe.steps:
+                last = now
+                _save(
+                    saved,
+                    {
+                        "step": step + 1,
+                        "seconds": seconds + now - began,
+                        "log": log,
+                        "recipe": {**asdict(recipe), "betas": list(recipe.betas)},
+                        "modules": objective.modules.state_dict(),
+                        "optimisers": {k: o.state_dict() for k, o in objective.optimisers.items()},
+                    },
+                )
+    objective.modules.eval()
+    return {"log": log, "seconds": seconds + time.monotonic() - began, "steps": recipe.steps}

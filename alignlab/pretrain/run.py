@@ -1,0 +1,142 @@
+"""`alignlab pretrain KIND`: build a small model, train it, measure it on pictures it never saw, write it with a card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from alignlab.models.dvae import DVAE, DVAEConfig
+from alignlab.models.vqgan import VQGAN, VQGANConfig
+from alignlab.pretrain.loop import Objective, Recipe, train
+from alignlab.pretrain.objectives import CodeBook, MaskedCodes, MaskedPixels, SoftCodes
+from alignlab.pretrain.pool import PoolConfig, batch, open_pool
+
+IMAGE_SIZE = 64
+VOCAB = 1024
+
+RECIPES = {
+    "mae": Recipe(steps=4500, batch=64, lr=1e-3),
+    "dvae": Recipe(steps=1600, batch=32, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
+    "beit": Recipe(steps=3000, batch=64, lr=1e-3),
+    "vqgan": Recipe(steps=3600, batch=24, lr=8e-4, weight_decay=0.0, betas=(0.9, 0.99)),
+}
+
+
+def build_mae() -> Any:
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    return ViTMAEForPreTraining(
+        ViTMAEConfig(
+            image_size=IMAGE_SIZE,
+            patch_size=8,
+            hidden_size=256,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            intermediate_size=1024,
+            decoder_hidden_size=192,
+            decoder_num_hidden_layers=3,
+            decoder_num_attention_heads=6,
+            decoder_intermediate_size=768,
+            mask_ratio=0.75,
+        )
+    )
+
+
+def build_beit() -> Any:
+    from transformers import BeitConfig, BeitForMaskedImageModeling
+
+    return BeitForMaskedImageModeling(
+        BeitConfig(
+            image_size=IMAGE_SIZE,
+            patch_size=8,
+            hidden_size=192,
+            num_hidden_layers=8,
+            num_attention_heads=3,
+            intermediate_size=768,
+            vocab_size=VOCAB,
+            use_mask_token=True,
+            use_shared_relative_position_bias=True,
+        )
+    )
+
+
+def build_dvae() -> DVAE:
+    return DVAE(DVAEConfig(hidden=48, blocks_per_group=1, vocab=VOCAB, decoder_init=64, image_size=IMAGE_SIZE))
+
+
+def build_vqgan() -> VQGAN:
+    return VQGAN(
+        VQGANConfig(
+            channels=32,
+            channel_multipliers=(1, 2, 2, 4),
+            residual_blocks=1,
+            attention_resolutions=(8,),
+            latent_channels=64,
+            embedding=32,
+            codes=VOCAB,
+            image_size=IMAGE_SIZE,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pretraining: what, on what, how, to where."""
+
+    kind: str
+    data: tuple[str, ...]
+    recipe: Recipe
+    out: Path
+    pool: PoolConfig = PoolConfig()
+    device: str = "cpu"
+    tokenizer: str = "dvae-tiny"
+
+
+def objective(run: Run) -> Objective:
+    """The model of a kind with what it learns from, freshly initialised from the recipe's seed."""
+    torch.manual_seed(run.recipe.seed)
+    if run.kind == "mae":
+        return MaskedPixels(build_mae(), run.recipe)
+    if run.kind == "dvae":
+        return SoftCodes(build_dvae(), run.recipe)
+    if run.kind == "vqgan":
+        return CodeBook(build_vqgan(), run.recipe)
+    if run.kind == "beit":
+        from alignlab.models.vision import load_dvae
+
+        return MaskedCodes(build_beit(), load_dvae(run.tokenizer, run.device), run.recipe)
+    raise ValueError(f"kind must be one of {', '.join(RECIPES)}, got {run.kind!r}")
+
+
+def pretrain(run: Run) -> dict[str, Any]:
+    """Train to the end of the recipe (resuming what `run.out` holds) and write the checkpoint there."""
+    pools = [open_pool(source, run.pool) for source in run.data]
+    goal = objective(run)
+    history = train(
+        goal,
+        lambda step: batch(pools, run.recipe.batch, IMAGE_SIZE, step, run.recipe.seed),
+        run.recipe,
+        run.out,
+        f"pretrain {run.kind}",
+        run.device,
+    )
+    save(goal.modules["model"], run.out)
+    return history
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Weights as safetensors and the configuration as JSON, in transformers' layout where it is transformers' model."""
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+        return
+    from safetensors.torch import save_file
+
+    config: Any = model.config
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    described = {"model_type": type(model).__name__.lower(), **asdict(config)}
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
