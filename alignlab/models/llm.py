@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NAMES = ("smollm2",)
 POOLS = ("mean", "last")
 
-# Every layer's states of a batch are alive at once: 16,384 tokens are 4.4 GB for 33 layers of width 4096 in bf16.
+# Every layer's states of a batch are alive at once: 4.4 GB for 33 layers of width 4096 in bfloat16.
 _TOKENS_A_BATCH = 16_384
 
 # Written last, with the hash of every other file: a copy without it, or that differs from it, is made again.
@@ -38,8 +38,8 @@ _RECORD = "alignlab.json"
 class LanguageModel:
     """A frozen causal language model, read layer by layer.
 
-    `model` is transformers' causal LM in evaluation mode without gradients of its own, `checkpoint` names the exact
-    weights.
+    `model` is transformers' causal LM in evaluation mode, no parameter of it trains; `checkpoint` names the
+    exact weights.
     """
 
     name: str
@@ -73,10 +73,11 @@ class LanguageModel:
     def layers(self, texts: list[str], pool: str = "mean", batch_size: int = 32) -> torch.Tensor:
         """One vector a text and layer, float32 `[B, L, D]` on the model's device, in the order of `texts`.
 
-        Layer 0 is the embedding output, the last one comes after the model's final norm. `pool` is "mean" over a
-        text's tokens (a BOS that the tokenizer adds counts) or "last". A batch holds at most `batch_size` texts, fewer
-        when they are long; what it holds changes no vector but for rounding. A text longer than the model's context
-        is cut, with a warning. Raises ValueError for no texts, an empty one, an unknown pool, or `batch_size` < 1.
+        Layer 0 is the embedding output, the last one comes after the model's final norm. `pool` is "mean"
+        over a text's tokens (a BOS that the tokenizer adds counts) or "last". A batch holds at most
+        `batch_size` texts, fewer when they are long; how they are batched changes nothing but rounding. A
+        text longer than the model's context is cut, with a warning. Raises ValueError for no texts, a text
+        without tokens, an unknown pool, and `batch_size` < 1.
         """
         if pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
@@ -104,8 +105,8 @@ class LanguageModel:
                 raise ValueError(f"texts[{i}] = {texts[i]!r} has no tokens; remove it or write something")
         context = self.context
         if context is not None and (cut := sum(len(tokens) > context for tokens in ids)):
-            message = f"{cut} of {len(ids)} texts are longer than {self.name}'s context of {context} tokens; cut"
-            warnings.warn(message, stacklevel=4)
+            what = f"{cut} of {len(ids)} texts, longer than the {context} tokens that {self.name} can read"
+            warnings.warn(f"cut {what}", stacklevel=4)
             ids = [tokens[:context] for tokens in ids]
         return ids
 
@@ -115,9 +116,9 @@ class LanguageModel:
         padded = [[filler] * (longest - len(tokens)) + tokens for tokens in ids]
         tokens = torch.tensor(padded, device=self.device)  # [B, T]
         lengths = torch.tensor([len(tokens) for tokens in ids], device=self.device)  # [B]
-        place = torch.arange(longest, device=self.device) - (longest - lengths)[:, None]  # [B, T], negative: padding
-        valid = place >= 0
-        hidden = self._hidden_states(tokens, valid, place.clamp(min=0))  # L times [B, T, D]
+        positions = torch.arange(longest, device=self.device) - (longest - lengths)[:, None]  # [B, T]
+        valid = positions >= 0  # padding comes first, so that every text ends in the last column
+        hidden = self._hidden_states(tokens, valid, positions.clamp(min=0))  # L times [B, T, D]
         if pool == "last":
             return torch.stack([h[:, -1].float() for h in hidden], dim=1)  # [B, L, D]
         # Filled, not multiplied by the mask: padding may hold NaN, and 0 x NaN is NaN.
@@ -125,84 +126,77 @@ class LanguageModel:
         return torch.stack(sums, dim=1) / lengths[:, None, None]  # [B, L, D]
 
     def _hidden_states(
-        self, tokens: torch.Tensor, valid: torch.Tensor, place: torch.Tensor
+        self, tokens: torch.Tensor, valid: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        body = self.model.base_model  # without the head: logits over the vocabulary would cost more than all of this
-        # Models without absolute or rotary positions (ALiBi, recurrent ones) take none.
+        # The body alone: nobody reads the logits, and a large vocabulary makes them dearer than a layer.
+        body = self.model.base_model
+        # Models with neither absolute nor rotary positions (ALiBi, recurrent ones) take none.
         takes_positions = "position_ids" in inspect.signature(body.forward).parameters
-        positions = {"position_ids": place} if takes_positions else {}
         out = body(
             input_ids=tokens,
             attention_mask=valid.long(),
             output_hidden_states=True,
             use_cache=False,
             return_dict=True,
-            **positions,
+            **({"position_ids": positions} if takes_positions else {}),
         )
         return out.hidden_states
 
 
 def load_llm(name: str, *, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
-    """Load "smollm2", a local folder or a hub id ("org/name") of a causal LM; weights are never unpickled as code.
+    """Load "smollm2", or the causal language model in a local folder or of a hub id ("org/name").
 
-    `dtype` is float32, bfloat16 or float16. Raises ValueError for an unknown name or dtype and for an unreadable
-    folder, RuntimeError where the weights cannot be fetched.
+    `dtype` is "float32", "bfloat16" or "float16". A repository's own code is never run, nor a pickle's.
+    Raises ValueError for an unknown name or dtype and for an unreadable model, RuntimeError where the weights
+    cannot be fetched.
     """
     number_type = weights.torch_dtype(dtype)
     if name == "smollm2":
-        model, tokenizer = _from_folder(_smollm2_copy(), number_type)
-        checkpoint = f"smollm2-135m-instruct-q4_1@sha256:{weights.SMOLLM2.sha256}"
+        model, tokenizer = _load(str(_smollm2_copy()), number_type)
+        checkpoint = smollm2_checkpoint()
     elif (folder := Path(name).expanduser()).is_dir():
-        model, tokenizer = _from_folder(folder, number_type)
-        checkpoint = f"{folder.resolve().name}@sha256:{weights.sha256_files(_weight_files(folder))}"
+        files = weights.weight_files(folder)
+        model, tokenizer = _load(str(folder), number_type)
+        name = folder.resolve().name
+        checkpoint = f"{name}@sha256:{weights.sha256_files(files)}"
     elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        with weights.from_hub(name):
-            model, tokenizer = _from_pretrained(name, number_type)
+        model, tokenizer = _load(name, number_type)
         checkpoint = f"{name}@{model.config._commit_hash}"
     else:
         near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(NAMES)};"
-        raise ValueError(f"unknown language model {name!r}; {hint} (a local folder or a hub id, org/name, will do too)")
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(NAMES)}"
+        others = "a local folder or a hub id, org/name, will do too"
+        raise ValueError(f"unknown language model {name!r}; {hint} ({others})")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return LanguageModel(name, checkpoint, model.eval().requires_grad_(False).to(device), tokenizer)
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    _weight_files(folder)
-    try:
-        return _from_pretrained(str(folder), dtype)
-    except Exception as error:  # configuration, tokenizer and weights each fail with types of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{folder} cannot be read as a causal language model: {reason}") from error
+def smollm2_checkpoint() -> str:
+    """What names SmolLM2's weights; known without them."""
+    return f"smollm2-135m-instruct-q4_1@sha256:{weights.SMOLLM2.sha256}"
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise ValueError(f"{folder} holds no weights; a model's folder has *.safetensors or pytorch_model*.bin")
-    return files
-
-
-def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # Said outright, because by default transformers asks on a terminal whether to run a repository's code.
-    safe = {"trust_remote_code": False, "weights_only": True}
-    with weights.quiet_transformers():
-        model, info = AutoModelForCausalLM.from_pretrained(
+    with weights.from_hub(source), weights.quiet_transformers():
+        # Said outright because on a terminal transformers would ask whether to run a repository's code.
+        safe = {"trust_remote_code": False, "weights_only": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True, **safe
         )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers would leave them at random values
-        raise ValueError(f"{source} lacks {len(missing)} of the model's weights, the first of them {missing[0]}")
+        model, info = loaded
+        missing = sorted(info["missing_keys"])
+        if missing:  # transformers has given them random values
+            raise ValueError(f"{len(missing)} of its weights are missing, the first of them {missing[0]}")
     return model, tokenizer
 
 
 def _smollm2_copy() -> Path:
-    """The folder of SmolLM2's weights unpacked to float32 safetensors, made once: unpacking takes far longer."""
+    """The folder with SmolLM2 unpacked to float32 safetensors: unpacking is slow, so it is done once."""
     from filelock import FileLock
 
     copy = paths.home() / "models" / f"smollm2-{weights.SMOLLM2.sha256[:8]}"
@@ -255,7 +249,7 @@ def _unpack_gguf(gguf: Path, folder: Path) -> None:
 
 
 def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
-    """The GGUF asks for the "smollm" splitting, one digit a piece before GPT-2's rule; transformers does the latter."""
+    """Split off every digit before GPT-2's rule, as the GGUF asks: transformers knows the rule alone."""
     from tokenizers import pre_tokenizers
 
     backend = tokenizer.backend_tokenizer

