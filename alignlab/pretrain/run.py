@@ -47,7 +47,7 @@ def build_mae() -> Any:
     )
 
 
-def build_beit() -> Any:
+def build_beit(tokenizer: str) -> Any:
     from transformers import BeitConfig, BeitForMaskedImageModeling
 
     return BeitForMaskedImageModeling(
@@ -61,6 +61,7 @@ def build_beit() -> Any:
             vocab_size=VOCAB,
             use_mask_token=True,
             use_shared_relative_position_bias=True,
+            tokenizer_checkpoint=tokenizer,  # the dVAE that `decode` paints with
         )
     )
 
@@ -109,7 +110,7 @@ def objective(run: Run) -> Objective:
     if run.kind == "beit":
         from alignlab.models.vision import load_dvae
 
-        return MaskedCodes(build_beit(), load_dvae(run.tokenizer, run.device), run.recipe)
+        return MaskedCodes(build_beit(run.tokenizer), load_dvae(run.tokenizer, run.device), run.recipe)
     raise ValueError(f"kind must be one of {', '.join(RECIPES)}, got {run.kind!r}")
 
 

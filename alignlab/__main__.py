@@ -1,0 +1,5 @@
+"""`python -m alignlab`, and what `accelerate launch -m alignlab` starts."""
+
+from alignlab.cli import main
+
+main()

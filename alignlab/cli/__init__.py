@@ -1,0 +1,88 @@
+"""The command line. Each module here is one command: its options and what it prints; the work is done elsewhere.
+
+Nothing heavy is imported before a command runs, so that `alignlab --help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import typer
+
+from alignlab.cli import data, measure, pretrain
+
+app = typer.Typer(
+    name="alignlab",
+    help="Do a vision encoder and a language model represent the world alike? Start with: alignlab measure --encoder mae",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("measure")(measure.measure)
+app.command("pretrain")(pretrain.pretrain)
+app.add_typer(data.app, name="data")
+
+
+def _version(show: bool) -> None:
+    if show:
+        from alignlab import __version__
+
+        typer.echo(f"alignlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def _plain_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {str(message).splitlines()[0]}", file=sys.stderr)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"alignlab: {message}", file=sys.stderr)
+    return status
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit status: 0 done, 1 failed while running, 2 bad arguments or input."""
+    warnings.showwarning = _plain_warning
+    if os.environ.get("ALIGNLAB_DEBUG"):
+        app(arguments, standalone_mode=False)
+        return 0
+    try:
+        status = app(arguments, standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; what was finished is kept, the same command goes on from there", 1)
+    except Exception as error:
+        show = getattr(error, "show", None)  # of the parser's own errors: unknown options, missing values
+        if show is not None:
+            show()
+            return 2
+        if isinstance(error, FileNotFoundError) and error.filename:
+            return _fail(f"there is no {error.filename}", 2)
+        if isinstance(error, ValueError):
+            return _fail(_first_line(error), 2)
+        if isinstance(error, OSError) and error.filename:
+            return _fail(f"{error.filename}: {error.strerror}", 1)
+        if isinstance(error, OSError | RuntimeError | MemoryError):
+            return _fail(_first_line(error), 1)
+        kind = type(error).__name__
+        return _fail(f"unexpected {kind}: {_first_line(error)} (ALIGNLAB_DEBUG=1 shows where)", 1)
+
+
+def main() -> None:
+    """The `alignlab` command."""
+    sys.exit(run())

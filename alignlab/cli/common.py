@@ -1,0 +1,53 @@
+"""What the commands share: the console, the output folder, the device, files written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console() -> Console:
+    """For tables on stdout: as wide as the terminal, and wide enough for a table in a file or pipe."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 132)
+
+
+def output_folder(out: Path | None, command: str) -> Path:
+    """The folder for a command's results, made if need be: `out`, or `runs/<command>-<time>`."""
+    folder = out or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def pick_device(device: str) -> str:
+    """`auto` is a CUDA GPU where there is one. Raises ValueError for an unknown or absent device."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu or cuda, got {device!r}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: torch {torch.__version__} finds no CUDA GPU here; use --device cpu")
+    return device
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; nan and inf are refused, as JSON has none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

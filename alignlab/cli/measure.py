@@ -1,0 +1,227 @@
+"""`alignlab measure`: how alike do vision encoders and a language model represent the same images and captions?"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from alignlab.alignment import Alignment
+    from alignlab.data import ImageTextDataset
+    from alignlab.models.registry import Handle
+
+SCHEMA = "alignlab.measure/1"
+
+
+def measure(
+    encoder: list[str] = typer.Option(
+        ["mae"],
+        help="mae, beit, vqgan, efficientnet-lite0 (-lite1, -lite2), timm:NAME, a local folder or a hub id; "
+        "may be repeated; 'all' is mae, beit and vqgan.",
+    ),
+    llm: str = typer.Option("smollm2", help="smollm2, a local folder or a hub id of a causal LM."),
+    data: str = typer.Option(
+        "scenes", help="scenes, a folder of captioned images, a .jsonl, a .csv, or hf:NAME\\[@REVISION]\\[:SPLIT]."
+    ),
+    metric: list[str] = typer.Option(["mutual_knn", "cka"], help="mutual_knn or cka; may be repeated."),
+    k: int = typer.Option(10, help="Neighbours of mutual_knn."),
+    pool: str | None = typer.Option(None, help="How an encoder's tokens become one vector: cls, mean or concat."),
+    llm_pool: str | None = typer.Option(None, help="How a caption's tokens become one vector: mean or last."),
+    n: int | None = typer.Option(None, "--n", help="Use the first N items only."),
+    nulls: int = typer.Option(200, help="Shuffled pairings for the null; 0 for none."),
+    resamples: int = typer.Option(200, help="Halves of the items for the interval; 0 for none."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable items out, and list them in the result."),
+    batch_size: int = typer.Option(64, help="Items at once in extraction; changes the speed only."),
+    seed: int = typer.Option(0, help="Of the shuffles and halves."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    dtype: str = typer.Option("float32", help="float32, bfloat16 or float16, for the models; scores are float32."),
+    out: Path | None = typer.Option(None, help="Folder for result.json and heatmaps (default runs/measure-TIME)."),
+    json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
+) -> None:
+    """Measure the alignment of vision encoders with a language model, over all pairs of layers.
+
+    Example: alignlab measure --encoder mae --encoder beit --data my-photos/ --out runs/mine
+    """
+    from alignlab.cli.common import console, output_folder, pick_device, write_json
+    from alignlab.data import load_dataset
+    from alignlab.metrics import check_name
+    from alignlab.models.registry import find_encoder, find_llm
+    from alignlab.provenance import environment
+
+    names = list(dict.fromkeys(x for e in encoder for x in (("mae", "beit", "vqgan") if e == "all" else (e,))))
+    metrics = [check_name(m) for m in dict.fromkeys(metric)]
+    where = pick_device(device)
+    dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)
+    _check_sizes(metrics, len(dataset), k, nulls, resamples)
+    language = find_llm(llm, device=where, dtype=dtype)
+    encoders = [find_encoder(name, device=where, dtype=dtype) for name in names]
+    folder = output_folder(out, "measure")
+
+    began = time.perf_counter()
+    texts, images = _extract(language, encoders, dataset, pool, llm_pool, batch_size)
+    extracted = time.perf_counter()
+    from alignlab.alignment import align
+
+    options = {"k": k, "nulls": nulls, "resamples": resamples, "seed": seed, "device": where}
+    results = [(features, align(features, texts, metrics, **options)) for features in images]  # type: ignore[arg-type]
+    aligned = time.perf_counter()
+
+    pairs, notes = [], []
+    for features, result in results:
+        notes += [note for note in result.notes if note not in notes]
+        for name in metrics:
+            picture = folder / f"heatmap-{_slug(features.name)}-{_slug(texts.name)}-{name}.png"
+            result.heatmap(name).savefig(picture, dpi=130)
+            pairs.append(_pair(features, texts, result, name))
+    described = {
+        "schema": SCHEMA,
+        "laboratory": _laboratory(names, llm, data),
+        "data": {
+            "name": dataset.name,
+            "n": len(dataset),
+            "fingerprint": dataset.fingerprint,
+            "skipped": [{"id": bad.id, "reason": bad.reason} for bad in dataset.skipped],
+        },
+        "pairs": pairs,
+        "notes": notes,
+        "seconds": {"extract": round(extracted - began, 2), "align": round(aligned - extracted, 2)},
+        "config": {
+            "encoder": names,
+            "llm": llm,
+            "data": data,
+            "metric": metrics,
+            "k": k,
+            "pool": pool,
+            "llm_pool": llm_pool,
+            "n": n,
+            "nulls": nulls,
+            "resamples": resamples,
+            "skip_bad": skip_bad,
+            "batch_size": batch_size,
+            "seed": seed,
+            "device": where,
+            "dtype": dtype,
+        },
+        "environment": environment(where),
+    }
+    write_json(folder / "result.json", described)
+    if json_file is not None:
+        write_json(json_file, described)
+    _show(console(), described, folder)
+
+
+def _check_sizes(metrics: list[str], n: int, k: int, nulls: int, resamples: int) -> None:
+    """Say what does not fit before hours of extraction, not after."""
+    from alignlab.metrics.inputs import check_count, check_k
+
+    check_count(n, "the data set")
+    for name, value in (("--nulls", nulls), ("--resamples", resamples)):
+        if value < 0:
+            raise ValueError(f"{name} must be 0 or more, got {value}")
+    if "mutual_knn" in metrics:
+        check_k(k, n)
+        if resamples and k > n // 2 - 1:
+            raise ValueError(
+                f"--k {k} needs {2 * k + 2} items for intervals from halves of the data, got {n}; "
+                f"add items, use --k {max(n // 2 - 1, 1)} or less, or --resamples 0"
+            )
+
+
+def _extract(
+    language: Handle,
+    encoders: list[Handle],
+    data: ImageTextDataset,
+    pool: str | None,
+    llm_pool: str | None,
+    batch_size: int,
+) -> tuple[Any, list[Any]]:
+    from alignlab.features import extract
+    from alignlab.features.extract import spec_of
+
+    spec_of(language, data, llm_pool)
+    for handle in encoders:
+        spec_of(handle, data, pool)  # a wrong --pool shows before anything is computed
+    images = [extract(handle, data, pool=pool, batch_size=batch_size) for handle in encoders]
+    return extract(language, data, pool=llm_pool, batch_size=batch_size), images
+
+
+def _laboratory(encoders: list[str], llm: str, data: str) -> str:
+    """`embedded` when every part is alignlab's own small laboratory, `own` otherwise; never the paper's by accident."""
+    from alignlab.models.registry import EMBEDDED, SHIPPED
+
+    embedded = all(e in EMBEDDED or e in SHIPPED for e in encoders) and llm == "smollm2" and data == "scenes"
+    return "embedded" if embedded else "own"
+
+
+def _pair(features: Any, texts: Any, result: Alignment, metric: str) -> dict[str, Any]:
+    best = result.best(metric)
+    return {
+        "encoder": features.name,
+        "checkpoint": features.checkpoint,
+        "pool": features.pool,
+        "llm": texts.name,
+        "llm_checkpoint": texts.checkpoint,
+        "llm_pool": texts.pool,
+        "metric": metric,
+        "params": result.metrics[metric].params,
+        "score": best.score,
+        "encoder_layer": best.x_layer,
+        "llm_layer": best.y_layer,
+        "last_layer_score": best.last_layer_score,
+        "ci95": list(best.ci95) if best.ci95 else None,
+        "chance": best.chance,
+        "null_mean": best.null_mean,
+        "null_std": best.null_std,
+        "z": best.z,
+        "p": best.p,
+        "calibrated": best.calibrated,
+        "matrix": result.matrix(metric).tolist(),
+    }
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def _show(console: Any, result: dict[str, Any], folder: Path) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    data, config = result["data"], result["config"]
+    lab = "embedded laboratory (small models, not the paper's), " if result["laboratory"] == "embedded" else ""
+    table = Table(
+        title=escape(f"Alignment with {config['llm']} on {data['name']}: {lab}{data['n']:,} items"),
+        title_justify="left",
+    )
+    table.add_column("encoder")
+    table.add_column("metric")
+    for heading in ("score", "95% interval", "shuffled", "p", "z", "calibrated", "layers"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for pair in result["pairs"]:
+        interval = "-" if pair["ci95"] is None else f"{pair['ci95'][0]:.3f} to {pair['ci95'][1]:.3f}"
+        null = "-" if pair["null_mean"] is None else f"{pair['null_mean']:.3f} ± {pair['null_std']:.3f}"
+        table.add_row(
+            escape(pair["encoder"]),
+            pair["metric"] + (f" (k={pair['params']['k']})" if "k" in pair["params"] else ""),
+            f"{pair['score']:.3f}",
+            interval,
+            null,
+            "-" if pair["p"] is None else f"{pair['p']:.3f}",
+            "-" if pair["z"] is None else f"{pair['z']:.1f}",
+            "-" if pair["calibrated"] is None else f"{pair['calibrated']:.3f}",
+            f"{pair['encoder_layer']} / {pair['llm_layer']}",
+        )
+    console.print(table)
+    console.print(
+        "score: the best of all layer pairs (encoder layer / LLM layer). shuffled: the same maximum when captions are "
+        f"dealt to the wrong images ({config['nulls']} times). calibrated: 0 is shuffled, 1 is identical."
+    )
+    for note in result["notes"]:
+        console.print(escape(f"note: {note}"))
+    if data["skipped"]:
+        console.print(escape(f"note: {len(data['skipped'])} bad items left out, listed in result.json"))
+    console.print(escape(f"written: {folder}/result.json and heatmaps"), soft_wrap=True)

@@ -1,0 +1,173 @@
+"""Features on disk: one folder a (model, data, pooling, dtype), shards with checksums, safe to share and to kill.
+
+A folder holds `manifest.json` (what the features are, and the SHA-256 of every finished shard) and
+`shard-00000.safetensors`, ... of 256 items each. Shards and manifest appear whole or not at all; a shard that the
+manifest does not vouch for is computed again. One process writes at a time, the others wait for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignlab.paths import home
+
+SHARD = 256
+SCHEMA = "alignlab.features/1"
+Layers = Tensor | list[Tensor]  # [n, L, D], or L of [n, D_l]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What features are: the same spec, the same numbers."""
+
+    model: str
+    checkpoint: str
+    reads: str
+    pool: str
+    dtype: str
+    data: str
+    fingerprint: str
+    n: int
+
+    @property
+    def folder(self) -> Path:
+        described = {k: v for k, v in asdict(self).items() if k not in ("model", "data")}  # names are no identity
+        key = hashlib.sha256(json.dumps([SCHEMA, described], sort_keys=True).encode()).hexdigest()[:20]
+        readable = re.sub(r"[^\w.-]+", "-", f"{self.model}-{self.data}")[:60]
+        return home() / "features" / f"{readable}-{key}"
+
+
+def shard_ranges(n: int) -> list[range]:
+    return [range(start, min(start + SHARD, n)) for start in range(0, n, SHARD)]
+
+
+def load_or_compute(
+    spec: Spec, compute: Callable[[range], Layers], progress: Callable[[int], None], waiting: Callable[[], None]
+) -> Layers:
+    """The features of a spec, from the store where it has them; `compute(items)` gives those of a missing shard.
+
+    `progress(items done)` is called as shards are ready, `waiting()` when another process is writing the same
+    features. Raises OSError, with the path, when the folder cannot be written.
+    """
+    folder = spec.folder
+    with _readable_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, waiting):
+            for left_over in folder.glob(".*.tmp"):
+                left_over.unlink()
+            hashes = _vouched(folder, spec)
+            parts: list[Layers] = []
+            for number, items in enumerate(shard_ranges(spec.n)):
+                path = folder / f"shard-{number:05d}.safetensors"
+                part = _read(path, hashes.get(path.name))
+                if part is None:
+                    part = compute(items)
+                    hashes[path.name] = _write(path, part)
+                    manifest = {"schema": SCHEMA, **asdict(spec), "shards": hashes}
+                    _write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+                parts.append(part)
+                progress(items.stop)
+    return join(parts)
+
+
+def is_complete(spec: Spec) -> bool:
+    """Whether every shard is vouched for (its bytes are checked when it is read)."""
+    return len(_vouched(spec.folder, spec)) == len(shard_ranges(spec.n))
+
+
+@contextmanager
+def _readable_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        reason = error.strerror or str(error)
+        raise OSError(
+            error.errno, f"cannot keep features ({reason}); free some space or point ALIGNLAB_HOME elsewhere", str(folder)
+        ) from error
+
+
+@contextmanager
+def _locked(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _vouched(folder: Path, spec: Spec) -> dict[str, str]:
+    """Hashes of finished shards; none where the manifest is missing, broken or about something else."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        same = all(manifest[k] == v for k, v in asdict(spec).items() if k not in ("model", "data"))
+        return dict(manifest["shards"]) if same and manifest["schema"] == SCHEMA else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _read(path: Path, expected: str | None) -> Layers | None:
+    """A shard's features, or None unless the file has the hash that the manifest gives."""
+    if expected is None:
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content).hexdigest() != expected:
+        return None
+    from safetensors.torch import load
+
+    tensors = load(content)
+    if "layers" in tensors:
+        return tensors["layers"]
+    return [tensors[f"layer.{i:04d}"] for i in range(len(tensors))]
+
+
+def _write(path: Path, part: Layers) -> str:
+    """Write a shard and return its SHA-256."""
+    from safetensors.torch import save
+
+    whole = {"layers": part} if isinstance(part, Tensor) else {f"layer.{i:04d}": t for i, t in enumerate(part)}
+    content = save({k: t.contiguous() for k, t in whole.items()})
+    _write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(unfinished, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def join(parts: list[Layers]) -> Layers:
+    """Features of consecutive items as one."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)  # type: ignore[arg-type]
+    return [torch.cat(layer) for layer in zip(*parts, strict=True)]

@@ -1,0 +1,167 @@
+"""The card that a checkpoint ships with: what it is, how it was made, what it can do on held-out pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignlab.data import load_dataset
+from alignlab.models.weights import sha256_file
+from alignlab.pretrain.evaluate import images_of, masked_codes, masked_pixels, reconstruction
+from alignlab.pretrain.pool import held_out
+from alignlab.pretrain.run import IMAGE_SIZE, Run
+from alignlab.provenance import environment
+
+SHOWN = 8  # pictures in the sample strip
+
+ABOUT = {
+    "mae": (
+        "A masked autoencoder (He et al. 2021), `ViTMAEForPreTraining` of transformers: 64 px, patches of 8, 64 patches "
+        "and [CLS], width 256, 6 blocks; decoder of width 192, 3 blocks. Trained with the masked objective only "
+        "(75% hidden, plain pixels): its decoder fills in, it was not tuned to reproduce what is visible."
+    ),
+    "dvae": (
+        "The tokenizer of `beit-tiny`: DALL-E's discrete VAE (Ramesh et al. 2021), smaller. 64 px to 8 x 8 codes of 1,024. "
+        "Trained through a Gumbel-softmax (temperature 1 to 1/16) on the squared error."
+    ),
+    "beit": (
+        "A BEiT (Bao et al. 2022), `BeitForMaskedImageModeling` of transformers: 64 px, patches of 8, 64 patches and "
+        "[CLS], width 192, 8 blocks, shared relative positions. Names `dvae-tiny`'s codes of the hidden 40% of the patches."
+    ),
+    "vqgan": (
+        "A VQGAN (Esser et al. 2021) in taming-transformers' layout: 64 px to 8 x 8 codes of 1,024 (f8), latents of width "
+        "32. Absolute and squared error, code book, and a patch discriminator in the last 40% of training; no perceptual "
+        "loss, as that needs a network trained by others."
+    ),
+}
+
+
+def measure(run: Run, model: Any, images: Tensor) -> tuple[dict[str, float], Tensor]:
+    """Held-out figures of a model of the run's kind, and what it made of the images."""
+    if run.kind == "mae":
+        return masked_pixels(model, images)
+    if run.kind == "beit":
+        from alignlab.models.vision import load_dvae
+
+        return masked_codes(model, load_dvae(run.tokenizer), images)
+    return reconstruction(model, images)
+
+
+def load(run: Run) -> Any:
+    """The checkpoint as a user will read it, from the files of `run.out`."""
+    from alignlab.models import vision
+
+    if run.kind == "dvae":
+        return vision.load_dvae(str(run.out))
+    return vision.load_vision(str(run.out), run.kind).model  # type: ignore[attr-defined]
+
+
+def write_card(run: Run, history: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Measure `run.out`'s checkpoint, write `README.md`, `card.json`, `loss.png`, `samples.png` there; the figures."""
+    model = load(run)
+    measured, strips = {}, []
+    for source in dict.fromkeys(("scenes", *run.data)):
+        data = load_dataset(source)
+        indices = list(range(len(data))) if source == "scenes" else held_out(data)
+        images = images_of(data, indices, IMAGE_SIZE)
+        figures, pictures = measure(run, model, images)
+        name = f"{data.name} ({len(indices)} items)"
+        measured[name] = figures
+        chosen = np.linspace(0, len(images) - 1, SHOWN).astype(int)
+        strips += [images[chosen], pictures[chosen]]
+    _samples(strips, run.out / "samples.png")
+    _curve(history["log"], run.kind, run.out / "loss.png")
+    digest = sha256_file(run.out / "model.safetensors")
+    described = {
+        "kind": run.kind,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "sha256": digest,
+        "data": list(run.data),
+        "recipe": asdict(run.recipe),
+        "pool": asdict(run.pool),
+        "images_seen": run.recipe.steps * run.recipe.batch,
+        "seconds": round(history["seconds"]),
+        "held_out": measured,
+        "environment": environment(run.device),
+    }
+    # Folders are named, not located: where they lay is nobody's business.
+    described["data"] = [source if source == "scenes" else Path(source).resolve().name for source in run.data]
+    described["environment"].pop("command")
+    (run.out / "card.json").write_text(json.dumps(described, indent=1) + "\n")
+    (run.out / "README.md").write_text(_text(run, described))
+    return measured
+
+
+def _text(run: Run, card: dict[str, Any]) -> str:
+    sources = " ".join(f"--data {name}" for name in card["data"])
+    rows = [f"| {data} | {k} | {v:.4g} |" for data, figures in card["held_out"].items() for k, v in figures.items()]
+    env, recipe = card["environment"], card["recipe"]
+    return "\n".join(
+        [
+            f"# {run.kind}-tiny",
+            "",
+            ABOUT[run.kind],
+            "",
+            f"Made by `alignlab pretrain {run.kind} {sources}`, from scratch, on {' and '.join(card['data'])} in equal "
+            "shares: rendered scenes of the training split, and random crops of the folder's pictures, of which every "
+            "fifth was held out.",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| parameters | {card['parameters']:,} |",
+            f"| steps, batch, images seen | {recipe['steps']:,}, {recipe['batch']}, {card['images_seen']:,} |",
+            f"| AdamW | rate {recipe['lr']}, warm-up {recipe['warmup']}, betas {recipe['betas']}, decay {recipe['weight_decay']} |",
+            f"| time | {card['seconds'] / 60:.0f} minutes on {env['processor']}, {env['threads']} thread(s), {recipe['dtype']} |",
+            f"| seed | {recipe['seed']} |",
+            f"| torch, transformers | {env['torch']}, {env['transformers']} |",
+            f"| SHA-256 of model.safetensors | `{card['sha256']}` |",
+            "",
+            "## On pictures it never saw",
+            "",
+            "Whole pictures at 64 px; `scenes` is the shipped evaluation set.",
+            "",
+            "| data | figure | value |",
+            "|---|---|---|",
+            *rows,
+            "",
+            "![samples](samples.png)",
+            "",
+            "Rows in pairs: the pictures, and what the model makes of them"
+            + (" with three quarters of the patches hidden." if run.kind == "mae" else "")
+            + (" (hidden codes replaced by the named ones, then painted by the dVAE)." if run.kind == "beit" else "")
+            + ("." if run.kind in ("dvae", "vqgan") else ""),
+            "",
+            "![loss](loss.png)",
+            "",
+        ]
+    )
+
+
+def _samples(strips: list[Tensor], path: Path) -> None:
+    from PIL import Image
+
+    rows = [torch.cat(list(strip), dim=2) for strip in strips]  # [3, S, SHOWN * S]
+    sheet = torch.cat(rows, dim=1).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
+    picture = Image.fromarray(sheet.numpy())
+    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path, optimize=True)
+
+
+def _curve(log: list[dict[str, float]], kind: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3), layout="constrained")
+    axes = figure.add_subplot()
+    name = "mse" if "mse" in log[0] else "loss"
+    axes.plot([row["step"] for row in log], [row[name] for row in log])
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("squared error" if name == "mse" or kind in ("mae", "dvae") else "cross-entropy")
+    axes.set_title(f"{kind}-tiny, training", fontsize=10)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,44 @@
+"""Versions and hardware, for whoever wants the same numbers again."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a result or a card records of where it was made."""
+    from importlib.metadata import version
+
+    import torch
+
+    packages = ("torch", "transformers", "timm", "numpy", "scipy")
+    return {
+        "command": " ".join(["alignlab", *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "alignlab": _own_version(),
+        **{package: version(package) for package in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _own_version() -> str:
+    from alignlab import __version__
+
+    return __version__
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
