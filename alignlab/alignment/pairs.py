@@ -103,63 +103,70 @@ class NeighbourPairs:
 class KernelPairs:
     """CKA. One centred Gram matrix a layer, of norm 1, so that a score is a sum of products.
 
-    The matrices are symmetric: their upper triangles (layers last, so that one index fetches all layers) hold
-    everything, the diagonals apart.
+    The matrices are symmetric, so only the blocks on and above the diagonal are multiplied.
     """
+
+    block = 128
 
     def __init__(self, x: list[Tensor], y: list[Tensor]) -> None:
         self.n = len(x[0])
-        device = x[0].device
-        self.above = torch.triu_indices(self.n, self.n, 1, device=device)  # [2, M]
-        self.x, self.chance_x = self._grams(x)  # [N * N, L_x]
-        self.y, self.chance_y = self._grams(y)
-        self.diagonal = torch.arange(self.n, device=device) * (self.n + 1)
+        self.x = self._grams(x)  # [L_x, N, N]
+        self.y = self._grams(y)  # [L_y, N, N]
 
-    def _grams(self, layers: list[Tensor]) -> tuple[Tensor, Tensor]:
-        out = torch.empty(self.n, self.n, len(layers), dtype=layers[0].dtype, device=layers[0].device)
-        traces = torch.empty(len(layers), dtype=torch.float64, device=layers[0].device)
-        for i, features in enumerate(layers):
-            gram = centred_gram(features)
+    @staticmethod
+    def _grams(layers: list[Tensor]) -> Tensor:
+        n = len(layers[0])
+        out = torch.empty(len(layers), n, n, dtype=layers[0].dtype, device=layers[0].device)
+        for gram, features in zip(out, layers, strict=True):
+            gram.copy_(centred_gram(features))
             gram /= gram.norm()
-            traces[i] = gram.diagonal().sum(dtype=torch.float64)
-            out[:, :, i] = gram
-        return out.view(-1, len(layers)), traces
+        return out
 
     def matrix(self) -> Tensor:
-        return self.permuted(torch.arange(self.n, device=self.x.device)[None])[0]
+        return (self.x.flatten(1) @ self.y.flatten(1).T).double()
 
-    def permuted(self, perms: Tensor, together: int = 4) -> Tensor:
+    def permuted(self, perms: Tensor, together: int = 8) -> Tensor:
         inverse = perms.argsort(1)  # item i of x moves to perm[i]: what stands at (a, b) came from inverse[a], inverse[b]
-        y_above = self.y[self.above[0] * self.n + self.above[1]]  # [M, L_y]
-        y_diagonal = self.y[self.diagonal]  # [N, L_y]
-        out = []
-        for some in inverse.split(together):
-            moved = (some[:, self.above[0]] * self.n + some[:, self.above[1]]).T  # [M, P]
-            x_above = self.x.index_select(0, moved.reshape(-1)).view(len(moved), -1)  # [M, P L_x]
-            products = 2 * (x_above.T @ y_above)  # [P L_x, L_y]
-            x_diagonal = self.x[(some * (self.n + 1)).T].flatten(1)  # [N, P L_x]
-            out.append((products + x_diagonal.T @ y_diagonal).view(len(some), -1, y_above.shape[1]))
-        return torch.cat(out).double()
+        layers_last = self.x.permute(1, 2, 0).contiguous()  # [N, N, L_x]: one index fetches all layers
+        out = torch.zeros(len(perms), len(self.x), len(self.y), dtype=torch.float64, device=perms.device)
+        for start in range(0, self.n, self.block):
+            rows = slice(start, start + self.block)
+            y = self.y[:, rows, start:].clone()  # [L_y, b, c], the block row from the diagonal on
+            y[:, :, self.block :] *= 2  # what lies above the diagonal stands for both sides
+            flat = y.flatten(1).T  # [b c, L_y]
+            for at in range(0, len(perms), together):
+                some = inverse[at : at + together]
+                moved = [layers_last[p[rows]].index_select(1, p[start:]).flatten(0, 1) for p in some]  # P of [b c, L_x]
+                products = torch.cat(moved, 1).T @ flat  # [P L_x, L_y]
+                out[at : at + together] += products.view(len(some), len(self.x), -1)
+        return out
 
     def subsampled(self, subsets: Tensor) -> Tensor:
-        """CKA on subsets `[S, m]`: centred again on each, through the row sums instead of a second pass."""
+        """CKA on subsets `[S, m]`, centred again on each.
+
+        With s the subset's indicator, a sum of K L over its pairs is the quadratic form s' (K * L) s, and centring takes
+        away what the row sums K s and L s say: all subsets at once, in matrix products.
+        """
         m = subsets.shape[1]
-        above = torch.triu_indices(m, m, 1, device=self.x.device)
         chosen = torch.zeros(self.n, len(subsets), dtype=self.x.dtype, device=self.x.device)
-        chosen.scatter_(0, subsets.T, 1.0)
-        sums = [torch.einsum("ijl,js->sil", g.view(self.n, self.n, -1), chosen) for g in (self.x, self.y)]  # [S, N, L]
-        out = []
-        for s, subset in enumerate(subsets):
-            at = subset[above[0]] * self.n + subset[above[1]]
-            on = subset * (self.n + 1)
-            x, y = (torch.cat([g[at] * 2**0.5, g[on]]) for g in (self.x, self.y))  # [m (m + 1) / 2, L]
-            rx, ry = sums[0][s][subset].double(), sums[1][s][subset].double()  # [m, L]
-            cross = (x.T @ y).double() - 2 / m * rx.T @ ry + rx.sum(0)[:, None] * ry.sum(0) / m**2
-            own_x = x.square().sum(0).double() - 2 / m * rx.square().sum(0) + rx.sum(0) ** 2 / m**2
-            own_y = y.square().sum(0).double() - 2 / m * ry.square().sum(0) + ry.sum(0) ** 2 / m**2
-            out.append(cross / (own_x[:, None] * own_y).sqrt())
-        return torch.stack(out)
+        chosen.scatter_(0, subsets.T, 1.0)  # [N, S]
+
+        def form(k: Tensor, l: Tensor) -> Tensor:
+            return (((k * l) @ chosen) * chosen).sum(0, dtype=torch.float64)  # [S]
+
+        def row_sums(grams: Tensor) -> Tensor:
+            return ((grams @ chosen) * chosen).permute(2, 0, 1).double()  # [S, L, N], zero outside the subset
+
+        rx, ry = row_sums(self.x), row_sums(self.y)
+        total_x, total_y = rx.sum(2), ry.sum(2)  # [S, L]
+
+        cross = torch.stack([torch.stack([form(k, l) for l in self.y], 1) for k in self.x], 1)  # [S, L_x, L_y]
+        cross += total_x[:, :, None] * total_y[:, None] / m**2 - 2 / m * rx @ ry.transpose(1, 2)
+        own_x = torch.stack([form(k, k) for k in self.x], 1) + total_x**2 / m**2 - 2 / m * rx.square().sum(2)
+        own_y = torch.stack([form(l, l) for l in self.y], 1) + total_y**2 / m**2 - 2 / m * ry.square().sum(2)
+        return cross / (own_x[:, :, None] * own_y[:, None]).sqrt()
 
     def chance(self) -> Tensor:
         """The exact mean over all permutations: tr(Kc) tr(Lc) / ((N - 1) |Kc| |Lc|)."""
-        return (self.chance_x[:, None] * self.chance_y / (self.n - 1)).cpu()
+        traces = [g.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float64) for g in (self.x, self.y)]
+        return (traces[0][:, None] * traces[1] / (self.n - 1)).cpu()

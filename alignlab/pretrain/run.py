@@ -30,7 +30,7 @@ RECIPES = {
 def build_mae() -> Any:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    return ViTMAEForPreTraining(
+    model = ViTMAEForPreTraining(
         ViTMAEConfig(
             image_size=IMAGE_SIZE,
             patch_size=8,
@@ -45,6 +45,14 @@ def build_mae() -> Any:
             mask_ratio=0.75,
         )
     )
+    # transformers 5.23 leaves both fixed position codes at zero in a new model. Without them every hidden patch gets the
+    # same prediction, and training stops at the mean colour of what is visible.
+    from timm.layers import build_sincos2d_pos_embed
+
+    grid = model.config.image_size // model.config.patch_size
+    for positions in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+        positions.data[0, 1:] = build_sincos2d_pos_embed([grid, grid], dim=positions.shape[-1])
+    return model
 
 
 def build_beit(tokenizer: str) -> Any:
@@ -133,11 +141,16 @@ def pretrain(run: Run) -> dict[str, Any]:
 def save(model: nn.Module, folder: Path) -> None:
     """Weights as safetensors and the configuration as JSON, in transformers' layout where it is transformers' model."""
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
+        from alignlab.models.weights import quiet_transformers
+
+        with quiet_transformers():
+            model.save_pretrained(folder)
+        (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable to its owner alone
         return
     from safetensors.torch import save_file
 
     config: Any = model.config
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)
     described = {"model_type": type(model).__name__.lower(), **asdict(config)}
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
