@@ -27,11 +27,13 @@ _HOME = {
 __all__ = ["Alignment", "align", "extract", "load_dataset", "load_encoder", "load_llm", "metrics"]
 
 if TYPE_CHECKING:
-    from alignlab import metrics
-    from alignlab.alignment import Alignment, align
-    from alignlab.data import load_dataset
-    from alignlab.features import extract
-    from alignlab.models import load_encoder, load_llm
+    from alignlab import metrics as metrics
+    from alignlab.alignment import Alignment as Alignment
+    from alignlab.alignment import align as align
+    from alignlab.data import load_dataset as load_dataset
+    from alignlab.features import extract as extract
+    from alignlab.models import load_encoder as load_encoder
+    from alignlab.models import load_llm as load_llm
 
 
 def __getattr__(name: str) -> Any:

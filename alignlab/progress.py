@@ -15,8 +15,8 @@ PLAIN_LINE_EVERY = 15.0  # seconds
 def progress(label: str, total: int, unit: str = "items", start: int = 0) -> Iterator[Tick]:
     """Show work of `total` units; the block calls `tick(done, note)` with the units done so far."""
     if sys.stderr.isatty():
-        with _bar(label, total, unit, start) as tick:
-            yield tick
+        with _bar(label, total, unit, start) as on_bar:
+            yield on_bar
         return
     began = last = time.monotonic()
 
@@ -34,7 +34,14 @@ def progress(label: str, total: int, unit: str = "items", start: int = 0) -> Ite
 @contextmanager
 def _bar(label: str, total: int, unit: str, start: int) -> Iterator[Tick]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

@@ -15,3 +15,41 @@ def alignlab_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNLAB_HOME", str(home))
         yield home
+
+
+@pytest.fixture(scope="session")
+def small_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of two blocks and a tokenizer of single characters."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llm") / "small-llm"
+    characters = ["<unk>", "<s>", "</s>", *map(chr, range(32, 127))]
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(characters), max_position_embeddings=512, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_mae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random MAE of two blocks for 32 px."""
+    import torch
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    folder = tmp_path_factory.mktemp("mae") / "small-mae"
+    torch.manual_seed(0)
+    encoder = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    decoder = {
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 32,
+    }
+    ViTMAEForPreTraining(ViTMAEConfig(image_size=32, patch_size=8, **encoder, **decoder)).save_pretrained(folder)
+    return folder

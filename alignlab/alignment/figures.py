@@ -23,7 +23,9 @@ def heatmap(result: Alignment, metric: str) -> Figure:
     axes.set_xticks(range(0, columns, max(1, columns // 10)))
     axes.set_yticks(range(0, rows, max(1, rows // 10)))
     shuffled = "" if best.null_mean is None else f"   shuffled {best.null_mean:.3f}"
-    axes.set_title(f"{metric}   best {best.score:.3f} at ({best.x_layer}, {best.y_layer}){shuffled}   N = {result.n}", fontsize=10)
+    axes.set_title(
+        f"{metric}   best {best.score:.3f} at ({best.x_layer}, {best.y_layer}){shuffled}   N = {result.n}", fontsize=10
+    )
     figure.colorbar(image, ax=axes)
     return figure
 

@@ -126,7 +126,9 @@ class KernelPairs:
         return (self.x.flatten(1) @ self.y.flatten(1).T).double()
 
     def permuted(self, perms: Tensor, together: int = 8) -> Tensor:
-        inverse = perms.argsort(1)  # item i of x moves to perm[i]: what stands at (a, b) came from inverse[a], inverse[b]
+        inverse = perms.argsort(
+            1
+        )  # item i of x moves to perm[i]: what stands at (a, b) came from inverse[a], inverse[b]
         layers_last = self.x.permute(1, 2, 0).contiguous()  # [N, N, L_x]: one index fetches all layers
         out = torch.zeros(len(perms), len(self.x), len(self.y), dtype=torch.float64, device=perms.device)
         for start in range(0, self.n, self.block):

@@ -24,6 +24,8 @@ app.command("measure")(measure.measure)
 app.command("pretrain")(pretrain.pretrain)
 app.add_typer(data.app, name="data")
 
+INTERRUPTED = 130  # what the parser makes of Ctrl-C
+
 
 def _version(show: bool) -> None:
     if show:
@@ -60,12 +62,11 @@ def run(arguments: list[str] | None = None) -> int:
         app(arguments, standalone_mode=False)
         return 0
     try:
-        status = app(arguments, standalone_mode=False)
-        return status if isinstance(status, int) else 0
-    except typer.Exit as stop:
-        return int(stop.exit_code)
+        status = app(arguments, standalone_mode=False)  # commands return nothing, the parser a status
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; what was finished is kept, the same command goes on from there", 1)
+        status = INTERRUPTED
+    except typer.Exit as stop:
+        status = stop.exit_code
     except Exception as error:
         show = getattr(error, "show", None)  # of the parser's own errors: unknown options, missing values
         if show is not None:
@@ -81,6 +82,9 @@ def run(arguments: list[str] | None = None) -> int:
             return _fail(_first_line(error), 1)
         kind = type(error).__name__
         return _fail(f"unexpected {kind}: {_first_line(error)} (ALIGNLAB_DEBUG=1 shows where)", 1)
+    if status == INTERRUPTED:
+        return _fail("interrupted; what was finished is kept, the same command goes on from there", 1)
+    return status if isinstance(status, int) else 0
 
 
 def main() -> None:

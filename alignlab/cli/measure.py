@@ -140,7 +140,7 @@ def _extract(
     batch_size: int,
 ) -> tuple[Any, list[Any]]:
     from alignlab.features import extract
-    from alignlab.features.extract import spec_of
+    from alignlab.features.extraction import spec_of
 
     spec_of(language, data, llm_pool)
     for handle in encoders:
@@ -194,7 +194,7 @@ def _show(console: Any, result: dict[str, Any], folder: Path) -> None:
     data, config = result["data"], result["config"]
     lab = "embedded laboratory (small models, not the paper's), " if result["laboratory"] == "embedded" else ""
     table = Table(
-        title=escape(f"Alignment with {config['llm']} on {data['name']}: {lab}{data['n']:,} items"),
+        title=escape(f"Alignment with {result['pairs'][0]['llm']} on {data['name']}: {lab}{data['n']:,} items"),
         title_justify="left",
     )
     table.add_column("encoder")
@@ -223,5 +223,5 @@ def _show(console: Any, result: dict[str, Any], folder: Path) -> None:
     for note in result["notes"]:
         console.print(escape(f"note: {note}"))
     if data["skipped"]:
-        console.print(escape(f"note: {len(data['skipped'])} bad items left out, listed in result.json"))
+        console.print(escape(f"note: {len(data['skipped'])} bad item(s) left out, listed in result.json"))
     console.print(escape(f"written: {folder}/result.json and heatmaps"), soft_wrap=True)

@@ -129,12 +129,8 @@ class ImageTextDataset:
         except TypeError:
             count = 0
         if not 1 <= count <= len(self):
-            raise ValueError(
-                f"n must be a whole number in 1..{len(self)} (the items of {self.name}), got {n!r}"
-            )
-        return (
-            self if count == len(self) else ImageTextDataset(self.name, self._entries[:count], self.skipped)
-        )
+            raise ValueError(f"n must be a whole number in 1..{len(self)} (the items of {self.name}), got {n!r}")
+        return self if count == len(self) else ImageTextDataset(self.name, self._entries[:count], self.skipped)
 
     def check(self, skip_bad: bool = False) -> ImageTextDataset:
         """Decode every image once, and return the set without its bad items.

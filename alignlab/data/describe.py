@@ -129,7 +129,13 @@ class _Speaker:
 def _everything(scene: Scene, rng: Pick) -> str:
     s = _Speaker(scene, rng)
     things = _joined([_article(s.full(t)) for t in s.ordered()])
-    opening = ("{t} on {g}", "there {v} {t} on {g}", "{t}, standing on {g}", "on {g} there {v} {t}", "a picture of {t} on {g}")
+    opening = (
+        "{t} on {g}",
+        "there {v} {t} on {g}",
+        "{t}, standing on {g}",
+        "on {g} there {v} {t}",
+        "a picture of {t} on {g}",
+    )
     verb = "is" if len(scene.things) == 1 else "are"
     return _sentence(_one(rng, opening).format(t=things, g=s.ground(), v=verb))
 
@@ -175,7 +181,12 @@ def _tally(scene: Scene, rng: Pick) -> str:
 def _remark(scene: Scene, rng: Pick) -> str:
     s = _Speaker(scene, rng)
     thing = scene.things[int(np.argmax([t.radius for t in scene.things]))] if rng.random() < 0.6 else s.ordered()[0]
-    frames = ("{a}", "look, {a}", "there is {a}", "{a} and not much else" if len(scene.things) == 1 else "{a}, among others")
+    frames = (
+        "{a}",
+        "look, {a}",
+        "there is {a}",
+        "{a} and not much else" if len(scene.things) == 1 else "{a}, among others",
+    )
     return _sentence(_one(rng, frames).format(a=_article(s.brief(thing))))
 
 

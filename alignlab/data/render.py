@@ -152,7 +152,9 @@ def _centre(thing: Thing) -> Array:
 
 def _reach(thing: Thing) -> float:
     """Radius of the sphere around `_centre` that holds the whole thing."""
-    return thing.radius * {"sphere": 1.0, "cube": 1.39, "cylinder": 1.14, "cone": 1.33, "torus": 1.0}[thing.shape] + 1e-3
+    return (
+        thing.radius * {"sphere": 1.0, "cube": 1.39, "cylinder": 1.14, "cone": 1.33, "torus": 1.0}[thing.shape] + 1e-3
+    )
 
 
 def _hits(thing: Thing, o: Array, d: Array) -> tuple[NDIndex, Array]:
@@ -188,7 +190,6 @@ def _in_shadow(scene: Scene, o: Array, d: Array) -> NDIndex:
         rows, t = _hits(thing, o, d)
         dark[rows] |= t < FAR
     return dark
-
 
 
 def _rays(scene: Scene, size: int, samples: int) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 SHAPES = ("sphere", "cube", "cylinder", "cone", "torus")
 MATERIALS = ("matte", "shiny", "striped", "checked", "spotted")

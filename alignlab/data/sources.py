@@ -206,9 +206,7 @@ def _read_csv(path: Path) -> Iterator[Entry | Bad]:
     spoken = [column for column in header if _CAPTION_COLUMN.fullmatch(column)]
     if header and (header.count("image") != 1 or not spoken or len(set(header)) != len(header)):
         wanted = "one column image and one or more of caption, captions, caption_1, caption_2, ..."
-        raise ValueError(
-            f"{path}: line 1: the header must have {wanted}, each once; it has {', '.join(cells)}"
-        )
+        raise ValueError(f"{path}: line 1: the header must have {wanted}, each once; it has {', '.join(cells)}")
     entries: dict[str, Entry] = {}
     for number, row in rows:
         try:
@@ -398,9 +396,7 @@ def _hub_columns(features: Any, source: str) -> tuple[str, list[str]]:
     spoken = spoken or [name for lower, name in texts.items() if _CAPTION_COLUMN.fullmatch(lower)]
     if image is None or not spoken:
         missing = "column of images" if image is None else f"column of captions ({', '.join(_HUB_CAPTIONS)})"
-        held = ", ".join(
-            f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items()
-        )
+        held = ", ".join(f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items())
         raise ValueError(f"{source}: no {missing} among {held}; rename one with datasets and save_to_disk")
     return image, spoken
 

@@ -1,5 +1,5 @@
 """Features of every layer for every item, kept on disk."""
 
-from alignlab.features.extract import Features, extract
+from alignlab.features.extraction import Features, extract
 
 __all__ = ["Features", "extract"]

@@ -95,7 +95,9 @@ def _readable_errors(folder: Path) -> Iterator[None]:
             raise
         reason = error.strerror or str(error)
         raise OSError(
-            error.errno, f"cannot keep features ({reason}); free some space or point ALIGNLAB_HOME elsewhere", str(folder)
+            error.errno,
+            f"cannot keep features ({reason}); free some space or point ALIGNLAB_HOME elsewhere",
+            str(folder),
         ) from error
 
 

@@ -19,7 +19,9 @@ def as_tensor(x: Tensor | ArrayLike, name: str) -> Tensor:
     """A floating-point tensor of float32 or more; lower precision is raised to float32, integers are refused."""
     t = x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
     if not t.is_floating_point():
-        raise ValueError(f"{name} must hold floating-point numbers, got {t.dtype}; convert it, say with .astype('float32')")
+        raise ValueError(
+            f"{name} must hold floating-point numbers, got {t.dtype}; convert it, say with .astype('float32')"
+        )
     return t if t.dtype in (torch.float32, torch.float64) else t.float()
 
 
@@ -47,7 +49,9 @@ def check_finite(t: Tensor, name: str) -> None:
         raise ValueError(f"{name} is empty, got shape {tuple(t.shape)}")
     if not torch.isfinite(t).all():
         item = int((~torch.isfinite(t)).reshape(len(t), -1).any(1).nonzero()[0, 0])
-        raise ValueError(f"{name} must be finite, but item {item} holds nan or inf; leave the item out or extract it again")
+        raise ValueError(
+            f"{name} must be finite, but item {item} holds nan or inf; leave the item out or extract it again"
+        )
 
 
 def check_k(k: int, n: int) -> None:
@@ -95,7 +99,7 @@ def prepare(F: Tensor | np.ndarray | Sequence[Tensor], q: float = 0.95) -> Tenso
         raise ValueError(f"q must be in (0, 1], got {q}")
     if isinstance(F, list | tuple):
         return [prepare(as_tensor(f, "F"), q) for f in F]
-    t = as_tensor(F, "F")  # type: ignore[arg-type]
+    t = as_tensor(F, "F")
     check_finite(t, "F")
     if q < 1:
         limit = _select(t.abs().flatten(), int(q * t.numel()))

@@ -72,8 +72,14 @@ class Block(nn.Module):
         return self.id_path(x) + self.gain * self.res_path(x)
 
 
-def _group(n_in: int, n_out: int, config: DVAEConfig, kernels: tuple[int, int, int, int], after: nn.Module | None,
-           after_name: str) -> nn.Sequential:
+def _group(
+    n_in: int,
+    n_out: int,
+    config: DVAEConfig,
+    kernels: tuple[int, int, int, int],
+    after: nn.Module | None,
+    after_name: str,
+) -> nn.Sequential:
     gain = 1 / (4 * config.blocks_per_group) ** 2
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i in range(config.blocks_per_group):
@@ -139,4 +145,4 @@ class DVAE(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [B, h, w] -> images [B, 3, 8h, 8w] in 0..1."""
         one_hot = F.one_hot(codes, self.config.vocab).permute(0, 3, 1, 2)
-        return self.pixels(one_hot.to(self.decoder.blocks.input.w.dtype))
+        return self.pixels(one_hot.to(next(self.decoder.parameters()).dtype))

@@ -48,6 +48,11 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
 
     @property
+    def pools(self) -> tuple[str, ...]:
+        """The ways to pool a layer, the default first."""
+        return POOLS
+
+    @property
     def num_layers(self) -> int:
         """The blocks and the embedding output."""
         return int(self.model.config.get_text_config().num_hidden_layers) + 1
@@ -184,9 +189,7 @@ def _load(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedT
     with weights.from_hub(source), weights.quiet_transformers():
         # Said outright because on a terminal transformers would ask whether to run a repository's code.
         safe = {"trust_remote_code": False, "weights_only": True}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, **safe
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **safe)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model, info = loaded
         missing = sorted(info["missing_keys"])

@@ -18,9 +18,7 @@ class MAEEncoder:
 
     pools = ("cls", "mean")
 
-    def __init__(
-        self, name: str, checkpoint: str, model: Any, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, name: str, checkpoint: str, model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.name, self.checkpoint, self.model = name, checkpoint, model
         self.mean, self.std = mean, std
         self.model.config.mask_ratio = 0.0

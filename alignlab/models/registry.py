@@ -90,7 +90,9 @@ def find_llm(name: str, *, device: str = "cpu", dtype: str = "float32") -> Handl
 
     if name == "smollm2":
         checkpoint = llm.smollm2_checkpoint()
-        return Handle(name, checkpoint, llm.POOLS, dtype, "text", lambda: llm.load_llm(name, device=device, dtype=dtype))
+        return Handle(
+            name, checkpoint, llm.POOLS, dtype, "text", lambda: llm.load_llm(name, device=device, dtype=dtype)
+        )
     weights.torch_dtype(dtype)
     model = llm.load_llm(name, device=device, dtype=dtype)
     return Handle(model.name, model.checkpoint, llm.POOLS, dtype, "text", lambda: model)

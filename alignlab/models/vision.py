@@ -51,7 +51,9 @@ def _own(folder: Path, build: Callable[[dict[str, Any]], Any], device: str, dtyp
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (TypeError, RuntimeError, OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder} cannot be read as {read_json(folder / 'config.json').get('model_type')}: {reason}") from error
+        raise ValueError(
+            f"{folder} cannot be read as {read_json(folder / 'config.json').get('model_type')}: {reason}"
+        ) from error
     return model.eval().requires_grad_(False).to(device, weights.torch_dtype(dtype))
 
 

@@ -15,9 +15,7 @@ class ViTEncoder:
 
     pools = ("cls", "mean")
 
-    def __init__(
-        self, name: str, checkpoint: str, model: Any, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, name: str, checkpoint: str, model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.name, self.checkpoint, self.model = name, checkpoint, model
         self.mean, self.std = mean, std
         size = getattr(model.config, "image_size", None)

@@ -8,6 +8,7 @@ quantisation, in raster order; `decode` quantises them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -86,9 +87,12 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution; `upsample` or `downsample` exists only where there is a next one."""
 
+    downsample: Downsample
+    upsample: Upsample
+
     def __init__(self, widths: list[int], attention: bool) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(b) for b in widths[1:] if attention)
 
     def forward(self, x: Tensor) -> Tensor:

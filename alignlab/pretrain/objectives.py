@@ -154,7 +154,6 @@ class CodeBook:
 
     def step(self, images: Tensor, done: float) -> dict[str, float]:
         model: Any = self.modules["model"]
-        critic: Any = self.modules["critic"]
         counts: Any = self.counts
         with autocast(images.device.type, self.recipe.dtype):
             z = model.latents(images).float()  # [B, T, E]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def build_mae() -> Any:
     # same prediction, and training stops at the mean colour of what is visible.
     from timm.layers import build_sincos2d_pos_embed
 
-    grid = model.config.image_size // model.config.patch_size
+    grid = IMAGE_SIZE // 8
     for positions in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
         positions.data[0, 1:] = build_sincos2d_pos_embed([grid, grid], dim=positions.shape[-1])
     return model
@@ -69,7 +69,7 @@ def build_beit(tokenizer: str) -> Any:
             vocab_size=VOCAB,
             use_mask_token=True,
             use_shared_relative_position_bias=True,
-            tokenizer_checkpoint=tokenizer,  # the dVAE that `decode` paints with
+            tokenizer_checkpoint=tokenizer,  # type: ignore[call-arg]  # the dVAE that `decode` paints with
         )
     )
 
@@ -101,7 +101,7 @@ class Run:
     data: tuple[str, ...]
     recipe: Recipe
     out: Path
-    pool: PoolConfig = PoolConfig()
+    pool: PoolConfig = field(default_factory=PoolConfig)
     device: str = "cpu"
     tokenizer: str = "dvae-tiny"
 
@@ -140,11 +140,12 @@ def pretrain(run: Run) -> dict[str, Any]:
 
 def save(model: nn.Module, folder: Path) -> None:
     """Weights as safetensors and the configuration as JSON, in transformers' layout where it is transformers' model."""
-    if hasattr(model, "save_pretrained"):
+    write: Any = getattr(model, "save_pretrained", None)
+    if write is not None:
         from alignlab.models.weights import quiet_transformers
 
         with quiet_transformers():
-            model.save_pretrained(folder)
+            write(folder)
         (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable to its owner alone
         return
     from safetensors.torch import save_file

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from alignlab import metrics
-from alignlab.alignment import Alignment, align
-from alignlab.alignment import align as align_function
+from alignlab.alignment import Alignment, align, engine
 from alignlab.alignment.pairs import KernelPairs, NeighbourPairs
 from alignlab.metrics import cka, mutual_knn, prepare
 
@@ -73,9 +73,9 @@ def test_subsets_that_exhaust_the_neighbour_lists_are_still_exact(features):
 
 def test_float32_keeps_the_digits(features):
     x, y = features
-    for name, (engine, _) in ENGINES.items():
-        wide = engine(x, y).matrix().numpy()
-        narrow = engine([a.float() for a in x], [b.float() for b in y]).matrix().numpy()
+    for name, (build, _) in ENGINES.items():
+        wide = build(x, y).matrix().numpy()
+        narrow = build([a.float() for a in x], [b.float() for b in y]).matrix().numpy()
         np.testing.assert_allclose(narrow, wide, rtol=2e-5, err_msg=name)
 
 
@@ -99,8 +99,7 @@ def test_align_reports_the_maximum_and_its_own_null(features):
 def test_layers_in_groups_give_the_same_result(features, monkeypatch):
     x, y = features
     whole = align(x, y, k=K, nulls=10, resamples=10)
-    # `alignlab.alignment.align` is the function; its module holds the limit
-    monkeypatch.setitem(align_function.__globals__, "BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(engine, "BYTES_AT_ONCE", 1)
     split = align(x, y, k=K, nulls=10, resamples=10)
     for name in whole.metrics:
         np.testing.assert_allclose(whole.matrix(name), split.matrix(name))
@@ -129,10 +128,15 @@ def test_intervals_cover_the_score_of_a_large_sample():
 
     def sample(n: int) -> tuple[np.ndarray, np.ndarray]:
         shared = rng.normal(size=(n, 4))
-        return shared[:, None] + 0.7 * rng.normal(size=(n, 1, 4)), (shared @ mix)[:, None] + 0.7 * rng.normal(size=(n, 1, 6))
+        return shared[:, None] + 0.7 * rng.normal(size=(n, 1, 4)), (shared @ mix)[:, None] + 0.7 * rng.normal(
+            size=(n, 1, 6)
+        )
 
     x, y = sample(20_000)
-    truth = cka(x[:, 0] / np.linalg.norm(x[:, 0], axis=1, keepdims=True), y[:, 0] / np.linalg.norm(y[:, 0], axis=1, keepdims=True))
+    truth = cka(
+        x[:, 0] / np.linalg.norm(x[:, 0], axis=1, keepdims=True),
+        y[:, 0] / np.linalg.norm(y[:, 0], axis=1, keepdims=True),
+    )
     held = 0
     for _ in range(60):
         best = align(*sample(150), ["cka"], nulls=0, resamples=100, q=1).best("cka")

@@ -19,9 +19,7 @@ GOOD = {"a.png": ["a red square"], "b.png": ["a green square", "green"], "c.png"
 COLOURS = dict(zip(GOOD, ["red", "lime", "blue"], strict=True))
 
 
-def make(
-    folder: Path, captions: dict[str, list[str]] | None = None, name: str = "squares"
-) -> ImageTextDataset:
+def make(folder: Path, captions: dict[str, list[str]] | None = None, name: str = "squares") -> ImageTextDataset:
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for file, texts in (captions or GOOD).items():
@@ -147,9 +145,7 @@ def test_the_fingerprint_changes_with_a_byte(tmp_path: Path) -> None:
         {"a.png": ["a red square", "a green square"], "b.png": ["green"], "c.png": ["a blue square"]},
     ],
 )
-def test_the_fingerprint_changes_with_captions_and_order(
-    tmp_path: Path, captions: dict[str, list[str]]
-) -> None:
+def test_the_fingerprint_changes_with_captions_and_order(tmp_path: Path, captions: dict[str, list[str]]) -> None:
     assert make(tmp_path, captions).fingerprint != make(tmp_path).fingerprint
 
 

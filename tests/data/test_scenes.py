@@ -7,13 +7,14 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from alignlab.data import load_dataset
 from alignlab.data.describe import BACKDROP_WORDS, GROUND_WORDS, NOUNS, NUMBERS, PLURALS, describe
 from alignlab.data.render import _HIT, _normal, render, visible_shares
 from alignlab.data.rendered import write_scenes
 from alignlab.data.scenes import BACKDROPS, GROUNDS, MATERIALS, SHAPES, sample_scene
 from alignlab.paths import shipped
-from PIL import Image
 
 
 def test_same_seed_same_pixels_and_other_seed_other_pixels():
@@ -107,7 +108,9 @@ def test_captions_say_what_is_there():
                 if count is not None:
                     checked_counts += 1
                     assert count == sum(t.shape == shape for t in scene.things), caption
-            relation = re.match(r"the ([\w ]+) is (to the left of|to the right of|in front of|behind) the ([\w ]+)\.", text)
+            relation = re.match(
+                r"the ([\w ]+) is (to the left of|to the right of|in front of|behind) the ([\w ]+)\.", text
+            )
             if relation:
                 first, said, second = relation.groups()
                 a, b = _find(scene, first), _find(scene, second)

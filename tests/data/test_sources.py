@@ -109,9 +109,7 @@ def test_byte_order_mark_blank_lines_and_windows_line_ends(folder: Path) -> None
 
 def test_captions_keep_their_letters(folder: Path) -> None:
     text = "un carré rouge \u2028 赤い四角 🟥"
-    write_jsonl(
-        folder / "captions.jsonl", json.dumps({"image": "a.png", "caption": text}, ensure_ascii=False)
-    )
+    write_jsonl(folder / "captions.jsonl", json.dumps({"image": "a.png", "caption": text}, ensure_ascii=False))
     assert load_dataset(folder).captions == [(text,)]
 
 
@@ -407,9 +405,7 @@ def test_other_files_and_types(folder: Path) -> None:
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, alignlab.data; sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
     root = Path(sources.__file__).parents[2]
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
-    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
 
 
 # --- hub ---
@@ -509,9 +505,7 @@ def test_hub_without_network(hub: Any) -> None:
     assert "local folder" in message
 
 
-def test_hub_name_revision_and_split_are_passed_on(
-    hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_name_revision_and_split_are_passed_on(hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
     def load(name: str, **options: Any) -> Any:

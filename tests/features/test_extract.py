@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from alignlab.data import load_dataset, resize, to_tensor
 from alignlab.features import extract, store
-from alignlab.features.extract import handle_of, spec_of
+from alignlab.features.extraction import handle_of, spec_of
 
 
 class Corners:
@@ -116,7 +117,9 @@ def test_a_flipped_byte_is_noticed_and_only_that_shard_is_redone(home, data):
     assert encoder.images == 300 + 44
 
 
-@pytest.mark.parametrize("damage", ["manifest gone", "manifest garbage", "manifest of another", "shard gone", "shard cut"])
+@pytest.mark.parametrize(
+    "damage", ["manifest gone", "manifest garbage", "manifest of another", "shard gone", "shard cut"]
+)
 def test_nothing_damaged_is_trusted(home, data, damage):
     encoder = Corners()
     first = extract(encoder, data)

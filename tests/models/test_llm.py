@@ -38,9 +38,7 @@ def save_tiny(folder: Path, kind: str = "llama", bos: bool = False, pad: bool = 
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"} | (
-        {"pad_token": "<unk>"} if pad else {}
-    )
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"} | ({"pad_token": "<unk>"} if pad else {})
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
     torch.manual_seed(0)
@@ -145,9 +143,7 @@ def test_bfloat16_gives_float32_features(tmp_path: Path) -> None:
 
 def test_too_long_a_text_is_cut_with_a_warning(llama: LanguageModel) -> None:
     long = " ".join(["red", "cubes"] * 10)
-    with pytest.warns(
-        UserWarning, match="cut 1 of 2 texts, longer than the 16 tokens that tiny can read"
-    ) as said:
+    with pytest.warns(UserWarning, match="cut 1 of 2 texts, longer than the 16 tokens that tiny can read") as said:
         features = llama.layers([long, "one"])
     assert said[0].filename == __file__
     torch.testing.assert_close(features[:1], llama.layers([" ".join(long.split()[:16])]))
@@ -170,9 +166,7 @@ def test_texts_within_the_context_give_no_warning(llama: LanguageModel) -> None:
         (["one"], {"batch_size": 0}, "at least 1, got 0"),
     ],
 )
-def test_bad_arguments_are_named(
-    llama: LanguageModel, texts: Any, options: dict[str, Any], message: str
-) -> None:
+def test_bad_arguments_are_named(llama: LanguageModel, texts: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         llama.layers(texts, **options)
 
@@ -222,9 +216,7 @@ def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
     state = load_file(folder / "model.safetensors")
     del state["model.layers.1.mlp.up_proj.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ValueError, match=r"1 of its weights are missing, .* model\.layers\.1\.mlp\.up_proj\.weight"
-    ):
+    with pytest.raises(ValueError, match=r"1 of its weights are missing, .* model\.layers\.1\.mlp\.up_proj\.weight"):
         load_llm(str(folder))
 
 
@@ -270,9 +262,7 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        RuntimeError, match=r"could not load 'nobody/nothing' from the hub: no network"
-    ) as caught:
+    with pytest.raises(RuntimeError, match=r"could not load 'nobody/nothing' from the hub: no network") as caught:
         load_llm("nobody/nothing")
     assert "\n" not in str(caught.value)
 
@@ -340,9 +330,7 @@ def real_cache() -> Any:
 
 
 @pytest.mark.network
-def test_smollm2(
-    real_cache: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_smollm2(real_cache: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     sentences = ["a red cube", "In 1889 the Eiffel Tower was built in Paris.", "two  12"]
     model = load_llm("smollm2")
     assert capfd.readouterr() == ("", "")

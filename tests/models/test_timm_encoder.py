@@ -176,9 +176,7 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        RuntimeError, match="could not load 'timm:resnet18' from the hub: no network"
-    ) as caught:
+    with pytest.raises(RuntimeError, match="could not load 'timm:resnet18' from the hub: no network") as caught:
         load_timm("timm:resnet18")
     assert "\n" not in str(caught.value)
 
@@ -222,9 +220,7 @@ def test_lite_weights_are_matched_in_order(lite_state: dict[str, torch.Tensor], 
 
 
 @pytest.mark.parametrize("fault", ["one less", "shape", "role", "truncated", "pickle"])
-def test_another_networks_weights_are_refused(
-    lite_state: dict[str, torch.Tensor], tmp_path: Path, fault: str
-) -> None:
+def test_another_networks_weights_are_refused(lite_state: dict[str, torch.Tensor], tmp_path: Path, fault: str) -> None:
     items = [(key, x) for key, x in lite_state.items() if "num_batches" not in key]
     path = tmp_path / "lite.pth"
     message = "is another network's"

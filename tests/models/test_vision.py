@@ -7,12 +7,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from alignlab.features.extract import handle_of
-from alignlab.models import load_encoder
-from alignlab.models.dvae import DVAE, DVAEConfig
-from alignlab.models.vision import load_dvae, load_vision
-from alignlab.models.vqgan import VQGAN, VQGANConfig
-from alignlab.pretrain.run import save
 from safetensors.torch import load_file, save_file
 from transformers import (
     BeitConfig,
@@ -22,6 +16,13 @@ from transformers import (
     ViTMAEForPreTraining,
     ViTModel,
 )
+
+from alignlab.features.extraction import handle_of
+from alignlab.models import load_encoder
+from alignlab.models.dvae import DVAE, DVAEConfig
+from alignlab.models.vision import load_dvae, load_vision
+from alignlab.models.vqgan import VQGAN, VQGANConfig
+from alignlab.pretrain.run import save
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 VIT = {
@@ -277,7 +278,9 @@ def test_broken_folders_are_explained(tmp_path, mae_folder, vqgan_folder):
 
 def test_missing_weights_are_not_left_random(tmp_path, mae_folder):
     state = load_file(mae_folder / "model.safetensors")
-    del state["vit.layers.1.attention.q_proj.weight" if "vit.layers.1.attention.q_proj.weight" in state else sorted(state)[5]]
+    del state[
+        "vit.layers.1.attention.q_proj.weight" if "vit.layers.1.attention.q_proj.weight" in state else sorted(state)[5]
+    ]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((mae_folder / "config.json").read_text())
     with pytest.raises(ValueError, match="lacks 1 of the model's weights"):

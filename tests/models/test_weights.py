@@ -156,9 +156,7 @@ def test_full_disk_is_an_os_error_with_the_path(own_home: Path, monkeypatch: pyt
 
 def test_a_disk_that_is_full_for_pip_is_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **kwargs: subprocess.CompletedProcess(command, 1, "", said)
-    )
+    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: subprocess.CompletedProcess(command, 1, "", said))
     with pytest.raises(OSError, match="No space left on device") as caught:
         fetch(toy())
     assert caught.value.errno == errno.ENOSPC

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from alignlab.models import load_encoder
 from alignlab.models.vision import load_dvae
 from alignlab.pretrain.card import write_card
@@ -16,7 +18,6 @@ from alignlab.pretrain.loop import Recipe, rate
 from alignlab.pretrain.objectives import CodeBook, block_mask
 from alignlab.pretrain.pool import PoolConfig, batch, held_out, open_pool
 from alignlab.pretrain.run import RECIPES, Run, build_mae, build_vqgan, objective, pretrain
-from PIL import Image
 
 POOL = PoolConfig(size=72, count=24)
 

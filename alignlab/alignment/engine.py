@@ -170,5 +170,3 @@ def _measure(
 
 def _groups(items: Sequence[int], size: int) -> list[list[int]]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
-
-

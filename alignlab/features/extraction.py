@@ -92,7 +92,9 @@ def extract(model: Any, data: ImageTextDataset, *, pool: str | None = None, batc
 
     label = f"extract {spec.model}"
     if is_complete(spec):
-        return Features(spec.model, spec.checkpoint, spec.pool, load_or_compute(spec, compute, lambda done: None, waiting))
+        return Features(
+            spec.model, spec.checkpoint, spec.pool, load_or_compute(spec, compute, lambda done: None, waiting)
+        )
     with progress(label, spec.n) as tick:
         layers = load_or_compute(spec, compute, tick, waiting)
     return Features(spec.model, spec.checkpoint, spec.pool, layers)
@@ -103,4 +105,3 @@ def _read_images(encoder: Any, data: ImageTextDataset, items: range, pool: str) 
     images = [resize(to_tensor(data[i].image)[None], encoder.image_size) for i in items]
     layers = encoder.layers(torch.cat(images), pool=pool)
     return layers.cpu() if isinstance(layers, Tensor) else [layer.cpu() for layer in layers]
-
