@@ -92,17 +92,9 @@ def load_vision(source: str, name: str, device: str = "cpu", dtype: str = "float
     Raises ValueError for a folder that cannot be read, RuntimeError for a hub that cannot be reached.
     """
     folder = Path(source).expanduser()
-    if not folder.is_dir():
-        with weights.from_hub(source):
-            return _load(source, name, None, device, dtype)
-    checkpoint = folder_checkpoint(folder)
-    try:
-        return _load(str(folder), name, checkpoint, device, dtype)
-    except ValueError:
-        raise
-    except Exception as error:  # configuration and weights each fail with types of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{folder} cannot be read as a vision encoder: {reason}") from error
+    checkpoint = folder_checkpoint(folder) if folder.is_dir() else None
+    with weights.from_hub(source):
+        return _load(str(folder) if checkpoint else source, name, checkpoint, device, dtype)
 
 
 def _load(source: str, name: str, checkpoint: str | None, device: str, dtype: str) -> Encoder:
