@@ -75,7 +75,11 @@ def engine_ratio() -> dict[str, float]:
     # one pairing of two layers each: 1 / (200 * 7 * 31 / 4) of the work
     few = plain(x[:, :2].swapaxes(0, 1), y[:, :2].swapaxes(0, 1), [rng.permutation(1024)])
     plainly = few * (7 * 31 / 4) * 201
-    return {"align_s": round(ours, 2), "plain_s_estimated": round(plainly, 1), "plain_over_align": round(plainly / ours, 1)}
+    return {
+        "align_s": round(ours, 2),
+        "plain_s_estimated": round(plainly, 1),
+        "plain_over_align": round(plainly / ours, 1),
+    }
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ def measure(
     write_json(folder / "result.json", described)
     if json_file is not None:
         write_json(json_file, described)
-    _show(console(), described, folder)
+    show(console(), described, folder)
 
 
 def _check_sizes(metrics: list[str], n: int, k: int, nulls: int, resamples: int) -> None:
@@ -187,7 +187,8 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
 
 
-def _show(console: Any, result: dict[str, Any], folder: Path) -> None:
+def show(console: Any, result: dict[str, Any], folder: Path) -> None:
+    """Print a result as a table that a person understands; `folder` is where it was written."""
     from rich.markup import escape
     from rich.table import Table
 

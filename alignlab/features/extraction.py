@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from alignlab.data import ImageTextDataset, resize, to_tensor
 from alignlab.features.store import Layers, Spec, is_complete, join, load_or_compute
 from alignlab.models.registry import Handle
-from alignlab.progress import progress
+from alignlab.progress import Tick, progress
 
 log = logging.getLogger(__name__)
 
@@ -78,26 +79,30 @@ def extract(model: Any, data: ImageTextDataset, *, pool: str | None = None, batc
     spec = spec_of(handle, data, pool)
     loaded: list[Any] = []
 
-    def compute(items: range) -> Layers:
+    def compute(items: range, tick: Tick = _unseen) -> Layers:
         if not loaded:
             loaded.append(handle.load())
         if handle.reads == "text":
             texts = [data.captions[i][0] for i in items]
             return loaded[0].layers(texts, pool=spec.pool, batch_size=batch_size).cpu()
-        batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
-        return join([_read_images(loaded[0], data, batch, spec.pool) for batch in batches])
+        parts = []
+        for batch in (items[i : i + batch_size] for i in range(0, len(items), batch_size)):
+            parts.append(_read_images(loaded[0], data, batch, spec.pool))
+            tick(batch.stop)
+        return join(parts)
 
     def waiting() -> None:
         log.warning("another run is extracting the features of %s on %s; waiting for it", spec.model, spec.data)
 
-    label = f"extract {spec.model}"
-    if is_complete(spec):
-        return Features(
-            spec.model, spec.checkpoint, spec.pool, load_or_compute(spec, compute, lambda done: None, waiting)
-        )
-    with progress(label, spec.n) as tick:
-        layers = load_or_compute(spec, compute, tick, waiting)
+    if is_complete(spec):  # nothing to wait for, so nothing to show
+        return Features(spec.model, spec.checkpoint, spec.pool, load_or_compute(spec, compute, _unseen, waiting))
+    with progress(f"extract {spec.model}", spec.n) as tick:
+        layers = load_or_compute(spec, partial(compute, tick=tick), tick, waiting)
     return Features(spec.model, spec.checkpoint, spec.pool, layers)
+
+
+def _unseen(done: int, note: str = "") -> None:
+    pass
 
 
 def _read_images(encoder: Any, data: ImageTextDataset, items: range, pool: str) -> Layers:

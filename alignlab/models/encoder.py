@@ -10,6 +10,9 @@ from torch import Tensor
 
 from alignlab.data.images import resize
 
+# Per channel, of images in 0..1: what nearly every ImageNet model was trained with.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class Encoder(Protocol):
     """A frozen vision encoder. Images are float `[B, 3, H, W]` in 0..1 of any size; what comes back is float32.
@@ -39,9 +42,13 @@ def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[floa
     if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ValueError(f"images must be [B, 3, H, W] with B >= 1, got {tuple(images.shape)}")
     pixels = resize(images.to(like.device, torch.float32), size)
+    return normalise(pixels, mean, std).to(like.dtype)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`[B, 3, H, W]` minus a mean a channel, over a standard deviation a channel."""
     shape = (1, 3, 1, 1)
-    normalised = (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
-    return normalised.to(like.dtype)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
 
 
 def pool_tokens(hidden: Sequence[Tensor], pool: str, pools: tuple[str, ...]) -> Tensor:

@@ -9,7 +9,6 @@ import inspect
 import io
 import json
 import os
-import re
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -164,7 +163,7 @@ def load_llm(name: str, *, device: str = "cpu", dtype: str = "float32") -> Langu
         model, tokenizer = _load(str(folder), number_type)
         name = folder.resolve().name
         checkpoint = f"{name}@sha256:{weights.sha256_files(files)}"
-    elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    elif weights.HUB_ID.fullmatch(name):
         model, tokenizer = _load(name, number_type)
         checkpoint = f"{name}@{model.config._commit_hash}"
     else:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignlab.models import weights
 from alignlab.paths import shipped
 
 # Short names stand for the embedded laboratory's checkpoints.
@@ -16,7 +16,6 @@ EMBEDDED = {"mae": "mae-tiny", "beit": "beit-tiny", "vqgan": "vqgan-tiny"}
 SHIPPED = tuple(EMBEDDED.values())
 SHIPPED_POOLS = {"mae-tiny": ("cls", "mean"), "beit-tiny": ("cls", "mean"), "vqgan-tiny": ("concat", "mean")}
 EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def find_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> H
         from alignlab.models.timm_encoder import load_timm
 
         return _loaded(load_timm(name, device=device, dtype=dtype), dtype)
-    if Path(name).expanduser().is_dir() or HUB_ID.fullmatch(name):
+    if Path(name).expanduser().is_dir() or weights.HUB_ID.fullmatch(name):
         from alignlab.models.vision import load_vision
 
         folder_name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
@@ -86,7 +85,7 @@ def find_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> H
 
 def find_llm(name: str, *, device: str = "cpu", dtype: str = "float32") -> Handle:
     """The language model of a name, a local folder or a hub id; as `find_encoder`."""
-    from alignlab.models import llm, weights
+    from alignlab.models import llm
 
     if name == "smollm2":
         checkpoint = llm.smollm2_checkpoint()

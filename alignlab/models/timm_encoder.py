@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.models import weights
-from alignlab.models.encoder import prepare
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from alignlab.models.encoder import IMAGENET_MEAN, IMAGENET_STD, prepare
 
 # name -> file, timm's architecture, image size
 EFFICIENTNETS = {

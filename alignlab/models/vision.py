@@ -10,14 +10,14 @@ from typing import Any
 from alignlab.models import weights
 from alignlab.models.beit import BEiTEncoder
 from alignlab.models.dvae import DVAE, DVAEConfig
-from alignlab.models.encoder import Encoder
+from alignlab.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from alignlab.models.mae import MAEEncoder
 from alignlab.models.vit import ViTEncoder
 from alignlab.models.vqgan import VQGAN, VQGANConfig, VQGANEncoder
 from alignlab.paths import shipped
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET: Statistics = (IMAGENET_MEAN, IMAGENET_STD)
 HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 

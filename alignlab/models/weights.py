@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # org/name
 
 
 @dataclass(frozen=True)

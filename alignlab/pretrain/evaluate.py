@@ -9,7 +9,8 @@ from torch import Tensor
 
 from alignlab.data import ImageTextDataset, resize, to_tensor
 from alignlab.models.dvae import DVAE
-from alignlab.pretrain.objectives import IMAGENET_MEAN, IMAGENET_STD, block_mask, normalise
+from alignlab.models.encoder import IMAGENET_MEAN, IMAGENET_STD, normalise
+from alignlab.pretrain.objectives import block_mask
 
 BATCH = 64
 

@@ -10,15 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignlab.models.dvae import DVAE, map_pixels
+from alignlab.models.encoder import IMAGENET_MEAN, IMAGENET_STD, normalise
 from alignlab.models.vqgan import VQGAN
 from alignlab.pretrain.loop import Recipe, adamw, autocast, descend
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    shape = (1, 3, 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
 
 
 class MaskedPixels:

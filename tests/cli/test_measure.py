@@ -42,7 +42,16 @@ def pictures(tmp_path_factory) -> Path:
 @pytest.fixture
 def command(pictures, small_llm, small_mae, tmp_path):
     def build(*more: str, data: Path | str = pictures, encoder: Path | str = small_mae) -> list[str]:
-        where = ["--data", str(data), "--encoder", str(encoder), "--llm", str(small_llm), "--out", str(tmp_path / "out")]
+        where = [
+            "--data",
+            str(data),
+            "--encoder",
+            str(encoder),
+            "--llm",
+            str(small_llm),
+            "--out",
+            str(tmp_path / "out"),
+        ]
         return ["measure", *where, *FAST, *more]
 
     return build
@@ -215,13 +224,26 @@ def test_ctrl_c_is_one_line(tmp_path, small_llm, small_mae):
     assert process.returncode == 1
     assert shown.splitlines()[-1].startswith("alignlab: interrupted")
     assert "Traceback" not in shown
-    assert subprocess.run(command_line, env=environment, capture_output=True).returncode == 0
+    pairs = []
+    for cache in (home, tmp_path / "undisturbed"):
+        environment["ALIGNLAB_HOME"] = str(cache)
+        assert subprocess.run(command_line, env=environment, capture_output=True).returncode == 0
+        pairs.append(json.loads((tmp_path / "out" / "result.json").read_text())["pairs"])
+    assert pairs[0] == pairs[1]
 
 
 def test_help_and_import_do_not_load_torch():
-    code = "import sys, alignlab, alignlab.cli; assert not {'torch', 'numpy', 'transformers'} & set(sys.modules), 'heavy'"
+    code = (
+        "import sys, alignlab, alignlab.cli; assert not {'torch', 'numpy', 'transformers'} & set(sys.modules), 'heavy'"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
-    for arguments in (["--help"], ["measure", "--help"], ["pretrain", "--help"], ["data", "render", "--help"], ["--version"]):
+    for arguments in (
+        ["--help"],
+        ["measure", "--help"],
+        ["pretrain", "--help"],
+        ["data", "render", "--help"],
+        ["--version"],
+    ):
         done = subprocess.run([sys.executable, "-m", "alignlab", *arguments], capture_output=True, text=True)
         assert done.returncode == 0
         assert done.stdout

@@ -104,7 +104,10 @@ def plain_prepare(f: np.ndarray, q: float) -> np.ndarray:
 
 
 @settings(max_examples=30, deadline=None)
-@given(shape=st.tuples(st.integers(4, 20), st.integers(1, 5), st.integers(2, 9), st.integers(0, 999)), q=st.floats(0.3, 0.99))
+@given(
+    shape=st.tuples(st.integers(4, 20), st.integers(1, 5), st.integers(2, 9), st.integers(0, 999)),
+    q=st.floats(0.3, 0.99),
+)
 def test_prepare_is_clamping_at_the_exact_quantile_then_unit_length(shape, q):
     *size, seed = shape
     f = np.random.default_rng(seed).standard_t(2, size=size)
