@@ -22,7 +22,7 @@ VOCAB = 1024
 RECIPES = {
     "mae": Recipe(steps=3000, batch=64, lr=1e-3),
     "dvae": Recipe(steps=1600, batch=32, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
-    "beit": Recipe(steps=2000, batch=64, lr=1e-3),
+    "beit": Recipe(steps=1500, batch=64, lr=1e-3),
     "vqgan": Recipe(steps=3600, batch=24, lr=8e-4, weight_decay=0.0, betas=(0.9, 0.99)),
 }
 
