@@ -19,12 +19,14 @@ def progress(label: str, total: int, unit: str = "items", start: int = 0) -> Ite
             yield on_bar
         return
     began = last = time.monotonic()
+    shown = start
 
     def tick(done: int, note: str = "") -> None:
-        nonlocal last
+        nonlocal last, shown
         now = time.monotonic()
-        if now - last >= PLAIN_LINE_EVERY or (done >= total and now - began >= PLAIN_LINE_EVERY):
-            last = now
+        ends = done >= total > shown and now - began >= PLAIN_LINE_EVERY
+        if (now - last >= PLAIN_LINE_EVERY and done > shown) or ends:
+            last, shown = now, done
             rate = (done - start) / (now - began)
             print(f"{label}: {done:,} of {total:,} {unit}, {rate:.3g} a second {note}".rstrip(), file=sys.stderr)
 

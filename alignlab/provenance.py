@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ def environment(device: str) -> dict[str, Any]:
 
     packages = ("torch", "transformers", "timm", "numpy", "scipy")
     return {
-        "command": " ".join(["alignlab", *sys.argv[1:]]),
+        "command": shlex.join(["alignlab", *sys.argv[1:]]),
         "python": platform.python_version(),
         "alignlab": _own_version(),
         **{package: version(package) for package in packages},

@@ -67,7 +67,7 @@ def test_the_tables_are_those_of_the_result_files(path):
 
 @pytest.mark.parametrize("name", ["mae-tiny", "beit-tiny", "dvae-tiny", "vqgan-tiny"])
 def test_cards_are_about_the_files_beside_them(name):
-    from alignlab.models.weights import sha256_file
+    from alignlab.models.weights import folder_checkpoint, sha256_file
 
     folder = ROOT / "data" / "checkpoints" / name
     card = json.loads((folder / "card.json").read_text())
@@ -76,7 +76,7 @@ def test_cards_are_about_the_files_beside_them(name):
     for path in RESULTS:
         for pair in json.loads(path.read_text())["pairs"]:
             if pair["encoder"] == name.removesuffix("-tiny"):
-                assert pair["checkpoint"] == f"{name}@sha256:{card['sha256']}"
+                assert pair["checkpoint"] == folder_checkpoint(folder)
 
 
 def test_checkpoints_are_small_enough_to_ship():

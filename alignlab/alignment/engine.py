@@ -51,13 +51,15 @@ def align(
     >>> round(result.best("cka").score, 4), result.best("cka").p
     (1.0, 0.05)
     """
+    if isinstance(metrics, str):
+        raise ValueError(f"metrics must be a list of names, got {metrics!r}; write [{metrics!r}]")
     for name in metrics:
         check_name(name)
     if not metrics:
         raise ValueError("metrics is empty; name one metric at least")
-    for name, value in (("nulls", nulls), ("resamples", resamples)):
-        if value < 0:
-            raise ValueError(f"{name} must be 0 or more, got {value}")
+    for name, value in (("nulls", nulls), ("resamples", resamples), ("seed", seed)):
+        if not isinstance(value, int | np.integer) or value < 0:
+            raise ValueError(f"{name} must be a whole number, 0 or more, got {value}")
     x_layers, y_layers = _layers(x, "x", q, device), _layers(y, "y", q, device)
     n = len(x_layers[0])
     if n != len(y_layers[0]):
@@ -153,7 +155,9 @@ def _measure(
 ) -> MetricResult:
     shape = (len(x), len(y))
     matrix, chance = np.zeros(shape), np.zeros(shape)
-    null_max, subset_max = np.zeros(len(perms)), np.zeros(len(subsets))
+    # 0 where no pair can be measured: all layers of one side are the same for every item
+    least = -np.inf if kept[0] and kept[1] else 0.0
+    null_max, subset_max = np.full(len(perms), least), np.full(len(subsets), least)
     at_once = max(1, BYTES_AT_ONCE // bytes_a_layer // 2)
     for rows in _groups(kept[0], at_once):
         for columns in _groups(kept[1], at_once):

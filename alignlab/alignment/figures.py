@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 if TYPE_CHECKING:
     from alignlab.alignment.result import Alignment
@@ -30,7 +31,5 @@ def heatmap(result: Alignment, metric: str) -> Figure:
     return figure
 
 
-def _frame(column: int, row: int):  # type: ignore[no-untyped-def]
-    from matplotlib.patches import Rectangle
-
+def _frame(column: int, row: int) -> Rectangle:
     return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#ff3b30", linewidth=2)

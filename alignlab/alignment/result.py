@@ -61,7 +61,7 @@ class MetricResult:
             # Half of the items, drawn without replacement, vary about their mean as all of the items vary about the
             # truth (the delete-half jackknife); their mean itself is biased, as fewer items have fewer neighbours.
             low, high = np.quantile(self.subset_max - self.subset_max.mean(), [0.025, 0.975])
-            ci95 = (float(score + low), float(score + high))
+            ci95 = (float(score + low), min(float(score + high), CEILING))
         return Best(
             score=score,
             x_layer=int(x_layer),

@@ -68,10 +68,12 @@ def run(arguments: list[str] | None = None) -> int:
     except typer.Exit as stop:
         status = stop.exit_code
     except Exception as error:
-        show = getattr(error, "show", None)  # of the parser's own errors: unknown options, missing values
-        if show is not None:
-            show()
-            return 2
+        usage = getattr(error, "format_message", None)  # of the parser's own errors: unknown options, missing values
+        if usage is not None:
+            return _fail(f"{usage()} (--help lists what there is)", 2)
+        if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         if isinstance(error, FileNotFoundError) and error.filename:
             return _fail(f"there is no {error.filename}", 2)
         if isinstance(error, ValueError):
@@ -83,10 +85,5 @@ def run(arguments: list[str] | None = None) -> int:
         kind = type(error).__name__
         return _fail(f"unexpected {kind}: {_first_line(error)} (ALIGNLAB_DEBUG=1 shows where)", 1)
     if status == INTERRUPTED:
-        return _fail("interrupted; what was finished is kept, the same command goes on from there", 1)
+        return _fail("interrupted; features and training states that were finished are kept for the same command", 1)
     return status if isinstance(status, int) else 0
-
-
-def main() -> None:
-    """The `alignlab` command."""
-    sys.exit(run())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ def output_folder(out: Path | None, command: str) -> Path:
     folder = out or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file; name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder, "--out")
     return folder
 
 
@@ -44,10 +46,24 @@ def pick_device(device: str) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; nan and inf are refused, as JSON has none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(unfinished, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written ({error.strerror}); choose another place", str(path)) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Say that a result cannot be written before it is computed, not after. Raises OSError that names the option."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = f"cannot be written to ({error.strerror}); choose another {option}"
+        raise OSError(error.errno, reason, str(folder)) from error

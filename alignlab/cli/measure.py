@@ -46,7 +46,7 @@ def measure(
 
     Example: alignlab measure --encoder mae --encoder beit --data my-photos/ --out runs/mine
     """
-    from alignlab.cli.common import console, output_folder, pick_device, write_json
+    from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.metrics import check_name
     from alignlab.models.registry import find_encoder, find_llm
@@ -56,10 +56,12 @@ def measure(
     metrics = [check_name(m) for m in dict.fromkeys(metric)]
     where = pick_device(device)
     dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)
-    _check_sizes(metrics, len(dataset), k, nulls, resamples)
+    _check_sizes(metrics, len(dataset), k, nulls, resamples, seed)
     language = find_llm(llm, device=where, dtype=dtype)
     encoders = [find_encoder(name, device=where, dtype=dtype) for name in names]
     folder = output_folder(out, "measure")
+    if json_file is not None:
+        check_writable(json_file.absolute().parent, "--json")
 
     began = time.perf_counter()
     texts, images = _extract(language, encoders, dataset, pool, llm_pool, batch_size)
@@ -109,17 +111,17 @@ def measure(
         "environment": environment(where),
     }
     write_json(folder / "result.json", described)
+    show(console(), described, folder)
     if json_file is not None:
         write_json(json_file, described)
-    show(console(), described, folder)
 
 
-def _check_sizes(metrics: list[str], n: int, k: int, nulls: int, resamples: int) -> None:
+def _check_sizes(metrics: list[str], n: int, k: int, nulls: int, resamples: int, seed: int) -> None:
     """Say what does not fit before hours of extraction, not after."""
     from alignlab.metrics.inputs import check_count, check_k
 
     check_count(n, "the data set")
-    for name, value in (("--nulls", nulls), ("--resamples", resamples)):
+    for name, value in (("--nulls", nulls), ("--resamples", resamples), ("--seed", seed)):
         if value < 0:
             raise ValueError(f"{name} must be 0 or more, got {value}")
     if "mutual_knn" in metrics:
@@ -198,31 +200,43 @@ def show(console: Any, result: dict[str, Any], folder: Path) -> None:
         title=escape(f"Alignment with {result['pairs'][0]['llm']} on {data['name']}: {lab}{data['n']:,} items"),
         title_justify="left",
     )
-    table.add_column("encoder")
-    table.add_column("metric")
-    for heading in ("score", "95% interval", "shuffled", "p", "z", "calibrated", "layers"):
+    wide = console.width >= 118
+    for heading in ("encoder", "metric"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("score", "95% interval", "shuffled", *(("p", "z", "calibrated") if wide else ()), "layers"):
         table.add_column(heading, justify="right", no_wrap=True)
     for pair in result["pairs"]:
-        interval = "-" if pair["ci95"] is None else f"{pair['ci95'][0]:.3f} to {pair['ci95'][1]:.3f}"
-        null = "-" if pair["null_mean"] is None else f"{pair['null_mean']:.3f} ± {pair['null_std']:.3f}"
-        table.add_row(
-            escape(pair["encoder"]),
-            pair["metric"] + (f" (k={pair['params']['k']})" if "k" in pair["params"] else ""),
-            f"{pair['score']:.3f}",
-            interval,
-            null,
-            "-" if pair["p"] is None else f"{pair['p']:.3f}",
-            "-" if pair["z"] is None else f"{pair['z']:.1f}",
-            "-" if pair["calibrated"] is None else f"{pair['calibrated']:.3f}",
-            f"{pair['encoder_layer']} / {pair['llm_layer']}",
-        )
+        table.add_row(*_cells(pair, wide))
     console.print(table)
     console.print(
         "score: the best of all layer pairs (encoder layer / LLM layer). shuffled: the same maximum when captions are "
         f"dealt to the wrong images ({config['nulls']} times). calibrated: 0 is shuffled, 1 is identical."
     )
+    if not wide:
+        console.print("On a wider terminal, and in result.json: p, z, calibrated, the null's standard deviation.")
     for note in result["notes"]:
         console.print(escape(f"note: {note}"))
     if data["skipped"]:
         console.print(escape(f"note: {len(data['skipped'])} bad item(s) left out, listed in result.json"))
     console.print(escape(f"written: {folder}/result.json and heatmaps"), soft_wrap=True)
+
+
+def _cells(pair: dict[str, Any], wide: bool) -> list[str]:
+    """One row of the table, of fewer columns on a narrow terminal."""
+    from rich.markup import escape
+
+    def number(key: str, digits: int) -> str:
+        return "-" if pair[key] is None else f"{pair[key]:.{digits}f}"
+
+    interval = "-" if pair["ci95"] is None else (" to " if wide else "..").join(f"{end:.3f}" for end in pair["ci95"])
+    null = number("null_mean", 3)
+    k = pair["params"].get("k")
+    return [
+        escape(pair["encoder"]),
+        pair["metric"] + (f" (k={k})" if k and wide else ""),
+        number("score", 3),
+        interval,
+        f"{null} ± {pair['null_std']:.3f}" if wide and pair["null_std"] is not None else null,
+        *([number("p", 3), number("z", 1), number("calibrated", 3)] if wide else []),
+        f"{pair['encoder_layer']} / {pair['llm_layer']}",
+    ]

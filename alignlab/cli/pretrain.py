@@ -10,7 +10,8 @@ import typer
 def pretrain(
     kind: str = typer.Argument(..., help="mae, dvae, beit or vqgan."),
     data: list[str] = typer.Option(
-        ["scenes"], help="scenes (rendered as needed) or a folder of images; may be repeated, in equal shares."
+        ["scenes"],
+        help="scenes (rendered as needed) or a captioned set as measure takes; may be repeated, in equal shares.",
     ),
     steps: int | None = typer.Option(None, help="Updates (default: the recipe's)."),
     batch_size: int | None = typer.Option(None, help="Images an update (default: the recipe's)."),

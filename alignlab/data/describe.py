@@ -97,7 +97,13 @@ class _Speaker:
         return self.full(thing)
 
     def unique(self, thing: Thing) -> bool:
-        return sum(self.full(t) == self.full(thing) for t in self.scene.things) == 1
+        """Whether the full words fit this thing alone: without a word for the material they fit any material."""
+
+        def fits(t: Thing) -> bool:
+            alike = (t.size, t.colour, t.shape) == (thing.size, thing.colour, thing.shape)
+            return alike and (not self.material[thing.material] or t.material == thing.material)
+
+        return sum(fits(t) for t in self.scene.things) == 1
 
     def ordered(self) -> list[Thing]:
         """From left to right, from front to back, or by size, as it comes."""

@@ -82,14 +82,16 @@ def extract(model: Any, data: ImageTextDataset, *, pool: str | None = None, batc
     def compute(items: range, tick: Tick = _unseen) -> Layers:
         if not loaded:
             loaded.append(handle.load())
-        if handle.reads == "text":
-            texts = [data.captions[i][0] for i in items]
-            return loaded[0].layers(texts, pool=spec.pool, batch_size=batch_size).cpu()
+        # Captions of like length together, so that little is padded; pictures as they come.
+        order = sorted(items, key=lambda i: len(data.captions[i][0])) if handle.reads == "text" else list(items)
+        read = _read_captions if handle.reads == "text" else _read_images
         parts = []
-        for batch in (items[i : i + batch_size] for i in range(0, len(items), batch_size)):
-            parts.append(_read_images(loaded[0], data, batch, spec.pool))
-            tick(batch.stop)
-        return join(parts)
+        for at in range(0, len(order), batch_size):
+            parts.append(read(loaded[0], data, order[at : at + batch_size], spec.pool))
+            tick(items.start + min(at + batch_size, len(order)))
+        back = torch.tensor(order).argsort()
+        shard = join(parts)
+        return shard[back] if isinstance(shard, Tensor) else [layer[back] for layer in shard]
 
     def waiting() -> None:
         log.warning("another run is extracting the features of %s on %s; waiting for it", spec.model, spec.data)
@@ -105,7 +107,11 @@ def _unseen(done: int, note: str = "") -> None:
     pass
 
 
-def _read_images(encoder: Any, data: ImageTextDataset, items: range, pool: str) -> Layers:
+def _read_captions(llm: Any, data: ImageTextDataset, items: list[int], pool: str) -> Layers:
+    return llm.layers([data.captions[i][0] for i in items], pool=pool).cpu()
+
+
+def _read_images(encoder: Any, data: ImageTextDataset, items: list[int], pool: str) -> Layers:
     # Resized one by one, as the pictures of a set differ in size; the encoder then leaves them as they are.
     images = [resize(to_tensor(data[i].image)[None], encoder.image_size) for i in items]
     layers = encoder.layers(torch.cat(images), pool=pool)

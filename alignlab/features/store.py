@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -43,9 +42,11 @@ class Spec:
     @property
     def folder(self) -> Path:
         described = {k: v for k, v in asdict(self).items() if k not in ("model", "data")}  # names are no identity
-        key = hashlib.sha256(json.dumps([SCHEMA, described], sort_keys=True).encode()).hexdigest()[:20]
-        readable = re.sub(r"[^\w.-]+", "-", f"{self.model}-{self.data}")[:60]
-        return home() / "features" / f"{readable}-{key}"
+        return (
+            home()
+            / "features"
+            / hashlib.sha256(json.dumps([SCHEMA, described], sort_keys=True).encode()).hexdigest()[:32]
+        )
 
 
 def shard_ranges(n: int) -> list[range]:
@@ -61,24 +62,42 @@ def load_or_compute(
     features. Raises OSError, with the path, when the folder cannot be written.
     """
     folder = spec.folder
-    with _readable_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, waiting):
+    parts = _stored(folder, spec)  # no lock to read: files are replaced whole, and a finished cache may be read-only
+    ready = [part for part in parts if part is not None]
+    if len(ready) == len(parts):
+        return join(ready)
+    lock = _acquire(folder, waiting)
+    try:
+        with _readable_errors(folder):
             for left_over in folder.glob(".*.tmp"):
                 left_over.unlink()
-            hashes = _vouched(folder, spec)
-            parts: list[Layers] = []
-            for number, items in enumerate(shard_ranges(spec.n)):
-                path = folder / f"shard-{number:05d}.safetensors"
-                part = _read(path, hashes.get(path.name))
-                if part is None:
-                    part = compute(items)
+        hashes = _vouched(folder, spec)
+        done: list[Layers] = []
+        for number, items in enumerate(shard_ranges(spec.n)):
+            path = folder / _shard_name(number)
+            part = _read(path, hashes.get(path.name))
+            if part is None:
+                part = compute(items)
+                with _readable_errors(folder):
                     hashes[path.name] = _write(path, part)
                     manifest = {"schema": SCHEMA, **asdict(spec), "shards": hashes}
                     _write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
-                parts.append(part)
-                progress(items.stop)
-    return join(parts)
+            done.append(part)
+            progress(items.stop)
+        return join(done)
+    finally:
+        lock.release()
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def _stored(folder: Path, spec: Spec) -> list[Layers | None]:
+    """Every shard that is there and vouched for, None in the place of the others."""
+    hashes = _vouched(folder, spec)
+    names = [_shard_name(number) for number in range(len(shard_ranges(spec.n)))]
+    return [_read(folder / name, hashes.get(name)) for name in names]
 
 
 def is_complete(spec: Spec) -> bool:
@@ -101,20 +120,19 @@ def _readable_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _locked(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def _acquire(folder: Path, waiting: Callable[[], None]) -> Any:
+    """Make the folder and take its lock, which the system lets go when the process ends, however it ends."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        waiting()
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    with _readable_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(folder.name + ".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+    return lock
 
 
 def _vouched(folder: Path, spec: Spec) -> dict[str, str]:

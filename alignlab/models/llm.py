@@ -159,10 +159,9 @@ def load_llm(name: str, *, device: str = "cpu", dtype: str = "float32") -> Langu
         model, tokenizer = _load(str(_smollm2_copy()), number_type)
         checkpoint = smollm2_checkpoint()
     elif (folder := Path(name).expanduser()).is_dir():
-        files = weights.weight_files(folder)
+        checkpoint = weights.folder_checkpoint(folder)
         model, tokenizer = _load(str(folder), number_type)
         name = folder.resolve().name
-        checkpoint = f"{name}@sha256:{weights.sha256_files(files)}"
     elif weights.HUB_ID.fullmatch(name):
         model, tokenizer = _load(name, number_type)
         checkpoint = f"{name}@{model.config._commit_hash}"

@@ -34,6 +34,11 @@ def encoder_names() -> tuple[str, ...]:
     return (*EMBEDDED, *SHIPPED, *EFFICIENTNETS)
 
 
+def _check_named(name: str) -> None:
+    if not name.strip():
+        raise ValueError(f"a model needs a name, got {name!r}")
+
+
 def _loaded(model: Any, dtype: str) -> Handle:
     return Handle(model.name, model.checkpoint, tuple(model.pools), dtype, "image", lambda: model)
 
@@ -44,14 +49,15 @@ def find_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> H
     Those whose identity is known without their weights are loaded by `.load()` only. Raises ValueError for an unknown
     name (with the nearest known ones) or an unreadable folder, RuntimeError where weights cannot be fetched.
     """
+    _check_named(name)
     if name in EMBEDDED or name in SHIPPED:
-        from alignlab.models.vision import folder_checkpoint, load_vision
+        from alignlab.models.vision import load_vision
 
         known = EMBEDDED.get(name, name)
         folder = shipped("checkpoints", known)
         return Handle(
             name,
-            folder_checkpoint(folder),
+            weights.folder_checkpoint(folder),
             SHIPPED_POOLS[known],
             dtype,
             "image",
@@ -87,6 +93,7 @@ def find_llm(name: str, *, device: str = "cpu", dtype: str = "float32") -> Handl
     """The language model of a name, a local folder or a hub id; as `find_encoder`."""
     from alignlab.models import llm
 
+    _check_named(name)
     if name == "smollm2":
         checkpoint = llm.smollm2_checkpoint()
         return Handle(

@@ -34,11 +34,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def folder_checkpoint(folder: Path) -> str:
-    """What names a local checkpoint: its folder's name and the hash of its weight files."""
-    return f"{folder.resolve().name}@sha256:{weights.sha256_files(weights.weight_files(folder))}"
-
-
 def _own(folder: Path, build: Callable[[dict[str, Any]], Any], device: str, dtype: str) -> Any:
     """One of alignlab's own modules: `config.json` with its sizes and `model.safetensors`."""
     from safetensors import SafetensorError
@@ -92,7 +87,7 @@ def load_vision(source: str, name: str, device: str = "cpu", dtype: str = "float
     Raises ValueError for a folder that cannot be read, RuntimeError for a hub that cannot be reached.
     """
     folder = Path(source).expanduser()
-    checkpoint = folder_checkpoint(folder) if folder.is_dir() else None
+    checkpoint = weights.folder_checkpoint(folder) if folder.is_dir() else None
     with weights.from_hub(source):
         return _load(str(folder) if checkpoint else source, name, checkpoint, device, dtype)
 

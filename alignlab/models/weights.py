@@ -101,6 +101,19 @@ def sha256_files(files: Iterable[Path]) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
+# Beside the weights, what decides which numbers a model gives: sizes, normalisation, tokenizer.
+SETTINGS = ("config.json", "preprocessor_config.json", "tokenizer*", "vocab*", "merges.txt", "*.model", "*tokens*.json")
+
+
+def folder_checkpoint(folder: Path) -> str:
+    """What names a local checkpoint: its folder's name and one hash of its weights and settings.
+
+    Raises ValueError for a folder without weights.
+    """
+    settings = {path for pattern in SETTINGS for path in folder.glob(pattern) if path.is_file()}
+    return f"{folder.resolve().name}@sha256:{sha256_files([*weight_files(folder), *sorted(settings)])}"
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The weights in a model's folder: its safetensors files, or PyTorch's where there are none.
 
@@ -219,6 +232,8 @@ def from_hub(name: str) -> Iterator[None]:
     RuntimeError where it cannot be fetched, ValueError where it cannot be read; errors of the operating
     system (a full disk) pass. The hub's messages about retries are silenced.
     """
+    import huggingface_hub  # noqa: F401  # sets its logger's level when it is first imported, so import it first
+
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
     hub_log.setLevel(logging.ERROR)
@@ -255,7 +270,9 @@ def _hub_reason(error: BaseException) -> str | None:
     if has(hub.RepositoryNotFoundError):
         return "there is no such public model; check the name, or run `hf auth login` if it is private"
     if has(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, URLError, ConnectionError, TimeoutError):
-        return "no network, and it is not in the hub's cache; connect once, or give a local folder"
+        return (
+            "no network, and it is neither in the hub's cache nor a folder here; connect once, or give a local folder"
+        )
     if has(hub.EntryNotFoundError):
         return "it lacks a file that is needed (a configuration, a tokenizer or weights); try another model"
     if has(hub.HfHubHTTPError):

@@ -65,17 +65,26 @@ def held_out(data: ImageTextDataset) -> list[int]:
 
 
 def _fill(path: Path, parts: Iterator[np.ndarray], config: PoolConfig, count: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished = path.with_suffix(".tmp")
     shape = (count, config.size, config.size, 3)
-    pool = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
-    at = 0
-    for part in parts:
-        part = part.reshape(-1, *shape[1:])[: count - at]
-        pool[at : at + len(part)] = part
-        at += len(part)
-    pool.flush()
-    os.replace(unfinished, path)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    try:
+        # Written, not mapped: a full disk is then an error that can be told, not a signal that kills.
+        with open(unfinished, "wb") as out:
+            np.lib.format.write_array_header_1_0(out, header)
+            at = 0
+            for part in parts:
+                part = part.reshape(-1, *shape[1:])[: count - at]
+                out.write(np.ascontiguousarray(part).tobytes())
+                at += len(part)
+        os.replace(unfinished, path)
+    except OSError as error:
+        reason = (
+            f"cannot keep the training pictures ({error.strerror}); free some space or point ALIGNLAB_HOME elsewhere"
+        )
+        raise OSError(error.errno, reason, str(path)) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def open_pool(source: str, config: PoolConfig) -> np.ndarray:
@@ -87,17 +96,28 @@ def open_pool(source: str, config: PoolConfig) -> np.ndarray:
         key = f"{data.name}-{data.fingerprint}"
     digest = hashlib.sha256(f"{key}{config}".encode()).hexdigest()[:16]
     path = home() / "pretrain" / f"pool-{digest}.npy"
-    if not path.exists():
-        with ProcessPoolExecutor() as workers:
-            if data is None:
-                parts = workers.map(partial(_scene_crop, config=config), range(config.count), chunksize=64)
-            else:
-                indices = sorted(set(range(len(data))) - set(held_out(data)))
-                times = -(-config.count // len(indices))
-                make = partial(_photo_crops, data=data, times=times, config=config)
-                parts = workers.map(make, indices, chunksize=8)
-            _fill(path, parts, config, config.count)
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            _make(path, data, config)
     return np.load(path, mmap_mode="r")
+
+
+def _make(path: Path, data: ImageTextDataset | None, config: PoolConfig) -> None:
+    workers = ProcessPoolExecutor()
+    try:
+        if data is None:
+            parts = workers.map(partial(_scene_crop, config=config), range(config.count), chunksize=64)
+        else:
+            indices = sorted(set(range(len(data))) - set(held_out(data)))
+            times = -(-config.count // len(indices))
+            make = partial(_photo_crops, data=data, times=times, config=config)
+            parts = workers.map(make, indices, chunksize=8)
+        _fill(path, parts, config, config.count)
+    finally:
+        workers.shutdown(cancel_futures=True)
 
 
 def batch(pools: list[np.ndarray], size: int, pixels: int, step: int, seed: int) -> Tensor:

@@ -206,8 +206,10 @@ def test_without_nulls_or_resamples_nothing_is_claimed(features):
         ({"k": 0}, r"k must be an int in \[1, N-1\], got 0 with N=48"),
         ({"k": 48}, r"k must be an int in \[1, N-1\], got 48 with N=48"),
         ({"k": 30}, "k must be at most 23"),
-        ({"nulls": -1}, "nulls must be 0 or more, got -1"),
+        ({"nulls": -1}, "nulls must be a whole number, 0 or more, got -1"),
         ({"q": 0}, "q must be in"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more, got -1"),
+        ({"metrics": "cka"}, "metrics must be a list of names, got 'cka'"),
     ],
 )
 def test_bad_options_are_named(features, change, message):

@@ -131,10 +131,9 @@ def test_unknown_names_exit_2_with_near_ones(command, capsys):
 
 
 def test_unknown_options_exit_2(capsys):
-    assert run(["measure", "--nonsense"]) == 2
-    assert "--nonsense" in capsys.readouterr().err
-    assert run(["measure", "--k", "many"]) == 2
-    assert "Traceback" not in capsys.readouterr().err
+    bad(["measure", "--nonsense"], capsys, 2, "--nonsense")
+    bad(["measure", "--k", "many"], capsys, 2, "--k", "integer")
+    bad(["measures"], capsys, 2, "measures")
 
 
 def test_too_few_items_for_k(command, capsys):
@@ -203,6 +202,39 @@ def test_a_full_disk_is_one_line(command, capsys, monkeypatch, tmp_path):
     bad(command(), capsys, 1, "No space left on device", str(tmp_path / "home"))
 
 
+def test_places_that_cannot_be_written_are_found_out_before_the_work(command, capsys, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    bad(command("--json", str(tmp_path / "file" / "r.json")), capsys, 1, "choose another --json")
+    monkeypatch.setattr("tempfile.TemporaryFile", _read_only)
+    bad(command(), capsys, 1, "Read-only file system", "choose another --out")
+
+
+def _read_only(**_: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_names_show_on_any_terminal(command, tmp_path):
+    import io
+
+    from rich.console import Console
+
+    from alignlab.cli.measure import show
+
+    assert run(command()) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    for pair in result["pairs"]:
+        pair["encoder"] = "efficientnet-lite0"
+    for width in (80, 100, 140):
+        out = io.StringIO()
+        show(Console(file=out, width=width), result, tmp_path)
+        lines = out.getvalue().splitlines()
+        assert max(len(line) for line in lines if line.startswith("│")) <= width
+        rows = [line for line in lines if "efficientnet-lite0" in line]
+        assert len(rows) == 2, out.getvalue()
+        assert "mutual_knn" in rows[0]
+        assert "…" not in out.getvalue()
+
+
 def test_out_that_is_a_file_is_refused(command, capsys, tmp_path):
     (tmp_path / "out").write_text("")
     bad(command(), capsys, 2, "is a file")
@@ -247,6 +279,19 @@ def test_help_and_import_do_not_load_torch():
         done = subprocess.run([sys.executable, "-m", "alignlab", *arguments], capture_output=True, text=True)
         assert done.returncode == 0
         assert done.stdout
+
+
+def test_another_configuration_is_another_checkpoint(small_mae, small_llm, tmp_path):
+    """Settings decide what a model computes as much as weights do: none of its features may be taken for the other's."""
+    from alignlab.models.weights import folder_checkpoint
+
+    for source, file in ((small_mae, "config.json"), (small_llm, "tokenizer.json")):
+        other = tmp_path / source.name
+        shutil.copytree(source, other)
+        assert folder_checkpoint(other) == folder_checkpoint(source)
+        (other / file).write_text((other / file).read_text() + " ")
+        assert folder_checkpoint(other) != folder_checkpoint(source)
+        (other / "README.md").write_text("words")
 
 
 def test_hidden_failures_still_make_one_line(monkeypatch, capsys, command):
