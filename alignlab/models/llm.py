@@ -79,7 +79,8 @@ class LanguageModel:
 
         Layer 0 is the embedding output, the last one comes after the model's final norm. `pool` is "mean"
         over a text's tokens (a BOS that the tokenizer adds counts) or "last". A batch holds at most
-        `batch_size` texts, fewer when they are long; how they are batched changes nothing but rounding. A
+        `batch_size` texts, fewer when they are long; how they are batched changes nothing but rounding
+        (relative: SmolLM2's first token reaches 10^4 in its middle layers, and its last digits move). A
         text longer than the model's context is cut, with a warning. Raises ValueError for no texts, a text
         without tokens, an unknown pool, and `batch_size` < 1.
         """
