@@ -28,11 +28,12 @@ ABOUT = {
     ),
     "dvae": (
         "The tokenizer of `beit-tiny`: DALL-E's discrete VAE (Ramesh et al. 2021), smaller. 64 px to 8 x 8 codes of 1,024. "
-        "Trained through a Gumbel-softmax (temperature 1 to 1/16) on the squared error."
+        "Trained through a Gumbel-softmax (temperature 1 to 1/16) on the squared error; stored in float16."
     ),
     "beit": (
         "A BEiT (Bao et al. 2022), `BeitForMaskedImageModeling` of transformers: 64 px, patches of 8, 64 patches and "
-        "[CLS], width 192, 8 blocks, shared relative positions. Names `dvae-tiny`'s codes of the hidden 40% of the patches."
+        "[CLS], width 192, 8 blocks, shared relative positions. Names `dvae-tiny`'s codes of the hidden 40% of the patches. "
+        "(The shipped one was taught the codes of `dvae-tiny` before that was stored in float16.)"
     ),
     "vqgan": (
         "A VQGAN (Esser et al. 2021) in taming-transformers' layout: 64 px to 8 x 8 codes of 1,024 (f8), latents of width "

@@ -291,7 +291,13 @@ def test_another_configuration_is_another_checkpoint(small_mae, small_llm, tmp_p
         assert folder_checkpoint(other) == folder_checkpoint(source)
         (other / file).write_text((other / file).read_text() + " ")
         assert folder_checkpoint(other) != folder_checkpoint(source)
+        changed = folder_checkpoint(other)
         (other / "README.md").write_text("words")
+        assert folder_checkpoint(other) == changed
+        content = bytearray((other / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (other / "model.safetensors").write_bytes(content)
+        assert folder_checkpoint(other) != changed
 
 
 def test_hidden_failures_still_make_one_line(monkeypatch, capsys, command):
