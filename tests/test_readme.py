@@ -65,6 +65,40 @@ def test_the_tables_are_those_of_the_result_files(path):
         assert row in README, row
 
 
+def test_the_sentences_about_results_are_those_of_the_result_files():
+    pairs = json.loads((ROOT / "reports" / "results" / "measure-photos" / "result.json").read_text())["pairs"]
+    last = {p["metric"]: p["matrix"][-1] for p in pairs if p["encoder"] == "efficientnet-lite0"}
+    knn, cka = last["mutual_knn"], last["cka"]
+    said = f"mutual k-NN runs from {min(knn):.2f} to {max(knn):.2f} and CKA from {min(cka):.2f} to {max(cka):.2f}"
+    assert said in README
+
+
+def test_the_costs_are_those_of_the_benchmark():
+    from statistics import median
+
+    bench = json.loads((ROOT / "benchmarks" / "results" / "measure.json").read_text())
+    first, again = bench["empty_cache"], bench["again"]
+    assert f"| {first['wall_s']:.1f} | {first['extract_s']:.1f}, {first['align_s']:.1f} | {first['peak_GB']} GB |" in README
+    wall, extract, align, peak = (median(r[k] for r in again) for k in ("wall_s", "extract_s", "align_s", "peak_GB"))
+    assert f"| {wall:.1f} | {extract:.1f}, {align:.1f} | {peak} GB |" in README
+    assert f"Again / empty: {bench['again_over_empty']}." in README
+    assert f"{bench['engine']['plain_over_align']:.0f} times as long" in README
+
+
+def test_the_table_of_models_is_that_of_their_cards():
+    for name in ("mae", "beit", "dvae", "vqgan"):
+        card = json.loads((ROOT / "data" / "checkpoints" / f"{name}-tiny" / "card.json").read_text())
+        (row,) = [line for line in README.splitlines() if line.startswith(f"| [`{name}-tiny`]")]
+        assert f"{card['parameters'] / 1e6:.1f} M, {card['images_seen']:,}, {card['seconds'] / 60:.0f} min" in row
+        for figures in card["held_out"].values():
+            shown = [
+                v
+                for k, v in figures.items()
+                if k in ("ratio", "reconstruction PSNR (dB)", "accuracy on masked codes (%)")
+            ]
+            assert f"{shown[0]:.3g}" in row
+
+
 @pytest.mark.parametrize("name", ["mae-tiny", "beit-tiny", "dvae-tiny", "vqgan-tiny"])
 def test_cards_are_about_the_files_beside_them(name):
     from alignlab.models.weights import folder_checkpoint, sha256_file

@@ -164,6 +164,23 @@ def test_shipped_scenes_are_what_the_renderer_draws():
         assert np.abs(kept - render(scene, 224)).mean() < 3  # JPEG
 
 
+def test_the_card_counts_what_is_there():
+    from collections import Counter
+
+    card = shipped("scenes", "README.md").read_text()
+    lines = [json.loads(line) for line in shipped("scenes", "captions.jsonl").read_text().splitlines()]
+    things = [thing for line in lines for thing in line["scene"]["things"]]
+    for word in ("shape", "colour", "material"):
+        counts = Counter(thing[word] for thing in things).most_common()
+        assert all(f"{value} {count}" in card for value, count in counts)
+    per_scene = Counter(len(line["scene"]["things"]) for line in lines)
+    assert "1 (260 scenes), 2 (246), 3 (244), 4 (274)" in card
+    assert per_scene == {1: 260, 2: 246, 3: 244, 4: 274}
+    captions = [caption for line in lines for caption in line["captions"]]
+    assert f"{len(captions):,}, of which {len(set(captions)):,} differ" in card
+    assert f"{np.mean([len(c.split()) for c in captions]):.1f} words on average" in card
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="index must be 0 or more, got -1"):
         sample_scene(-1)
