@@ -78,7 +78,10 @@ def test_the_costs_are_those_of_the_benchmark():
 
     bench = json.loads((ROOT / "benchmarks" / "results" / "measure.json").read_text())
     first, again = bench["empty_cache"], bench["again"]
-    assert f"| {first['wall_s']:.1f} | {first['extract_s']:.1f}, {first['align_s']:.1f} | {first['peak_GB']} GB |" in README
+    assert (
+        f"| {first['wall_s']:.1f} | {first['extract_s']:.1f}, {first['align_s']:.1f} | {first['peak_GB']} GB |"
+        in README
+    )
     wall, extract, align, peak = (median(r[k] for r in again) for k in ("wall_s", "extract_s", "align_s", "peak_GB"))
     assert f"| {wall:.1f} | {extract:.1f}, {align:.1f} | {peak} GB |" in README
     assert f"Again / empty: {bench['again_over_empty']}." in README
