@@ -4,36 +4,25 @@
 >>> X = np.random.default_rng(0).normal(size=(50, 8))
 >>> score("mutual_knn", X, X, k=5)
 1.0
+
+`table()` lists them all with what is known about each; `@metric(...)` makes one of your own function.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
 from typing import Any
-
-from numpy.typing import ArrayLike
-from torch import Tensor
 
 from alignlab.metrics.inputs import prepare
 from alignlab.metrics.kernels import cka
 from alignlab.metrics.neighbours import mutual_knn
+from alignlab.metrics.registry import REGISTRY, Metric, check_name, metric, score, table
 
-_METRICS: dict[str, Callable[..., float]] = {"mutual_knn": mutual_knn, "cka": cka}
-NAMES = tuple(_METRICS)
+NAMES: tuple[str, ...]
 
-__all__ = ["NAMES", "cka", "mutual_knn", "prepare", "score"]
-
-
-def check_name(name: str) -> str:
-    """The name itself; ValueError with near names for one that is no metric."""
-    if name not in _METRICS:
-        near = difflib.get_close_matches(name, NAMES, n=2, cutoff=0.3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(NAMES)}"
-        raise ValueError(f"unknown metric {name!r}; {hint}")
-    return name
+__all__ = ["NAMES", "Metric", "check_name", "cka", "metric", "mutual_knn", "prepare", "score", "table"]
 
 
-def score(name: str, X: Tensor | ArrayLike, Y: Tensor | ArrayLike, **options: Any) -> float:
-    """Call the metric of that name, with its options passed on. Raises ValueError for an unknown name."""
-    return _METRICS[check_name(name)](X, Y, **options)
+def __getattr__(name: str) -> Any:
+    if name == "NAMES":  # asked for anew each time: a metric of the user's own is one of them
+        return tuple(REGISTRY)
+    raise AttributeError(f"module 'alignlab.metrics' has no attribute {name!r}")

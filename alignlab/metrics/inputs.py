@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import overload
 
@@ -64,15 +63,6 @@ def is_same(x: Tensor) -> bool:
     """Whether a feature `[N, D]` is the same for every item."""
     spread = (x - x[:1]).abs().amax()
     return bool(spread <= SAME * x.abs().amax())
-
-
-def zero_if_same(x: Tensor, y: Tensor) -> bool:
-    """Warn and say True when X or Y is the same for every item: nothing can be aligned with it."""
-    for name, t in (("X", x), ("Y", y)):
-        if is_same(t):
-            warnings.warn(f"{name} is the same for every item; its score is 0", stacklevel=3)
-            return True
-    return False
 
 
 @overload

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from alignlab.metrics.inputs import check_pair, zero_if_same
+from alignlab.metrics.registry import metric
 
 
 def centred_gram(x: Tensor) -> Tensor:
@@ -17,28 +16,26 @@ def centred_gram(x: Tensor) -> Tensor:
     return centred @ centred.T
 
 
-def cka(X: Tensor | ArrayLike, Y: Tensor | ArrayLike) -> float:
-    """Centred kernel alignment with the linear kernel and the biased HSIC: <Kc, Lc> / (|Kc| |Lc|).
+@metric(
+    formula="<Kc, Lc> / (|Kc| |Lc|), Kc = H X X' H, H the centring matrix",
+    range="0..1",
+    chance="grows with D / N: about 1 / sqrt((1 + N/Dx)(1 + N/Dy)) for independent Gaussians",
+    invariant=("scale", "shift", "permutation", "rotation"),
+    cost="N^2 (Dx + Dy), or N Dx Dy where the features are narrow",
+    source="Kornblith et al. 2019, Similarity of Neural Network Representations Revisited, eq. 3",
+)
+def cka(X: Tensor, Y: Tensor) -> Tensor:
+    """Centred kernel alignment with the linear kernel and the biased HSIC.
 
-    X `[N, Dx]`, Y `[N, Dy]`, numpy or torch. Range 0..1, 1 for X against itself. Chance grows with D / N: independent
-    Gaussians score about 1 / sqrt((1 + N/Dx)(1 + N/Dy)), so compare with a null. Invariant to rotation, to a shift and
-    to one factor for all items. Symmetric. Costs N^2 (Dx + Dy), or N Dx Dy where the features are narrow.
-
-    Source: Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", eq. 3. Raises ValueError for
-    inputs that are not `[N, D]`, differ in N, hold nan or inf; features that are the same for every item score 0 with
-    a warning.
+    X `[N, Dx]`, Y `[N, Dy]`, numpy or torch. Compare it with a null: wide features score high for free.
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(size=(100, 8))
     >>> round(cka(X, 3 * X + 1), 6)
     1.0
     """
-    x, y = check_pair(X, Y)
-    if zero_if_same(x, y):
-        return 0.0
-    if max(x.shape[1], y.shape[1]) < len(x):
-        a, b = x - x.mean(0), y - y.mean(0)
-        cross, own_x, own_y = (a.T @ b).norm() ** 2, (a.T @ a).norm(), (b.T @ b).norm()
-        return float(cross / (own_x * own_y))
-    k, l = centred_gram(x), centred_gram(y)
-    return float((k * l).sum() / (k.norm() * l.norm()))
+    if max(X.shape[1], Y.shape[1]) < len(X):
+        a, b = X - X.mean(0), Y - Y.mean(0)
+        return (a.T @ b).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())
+    k, l = centred_gram(X), centred_gram(Y)
+    return (k * l).sum() / (k.norm() * l.norm())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from alignlab.metrics.inputs import check_k, check_pair, zero_if_same
+from alignlab.metrics.registry import metric
 
 BLOCK = 4096  # rows of the similarity matrix that exist at once
 
@@ -25,26 +24,25 @@ def nearest(x: Tensor, k: int) -> Tensor:
     return torch.cat(found)
 
 
-def mutual_knn(X: Tensor | ArrayLike, Y: Tensor | ArrayLike, k: int = 10) -> float:
+@metric(
+    formula="mean over items of |N_X(i) & N_Y(i)| / k",
+    range="0..1",
+    chance="k / (N - 1)",
+    invariant=("scale", "permutation", "rotation"),
+    cost="N^2 (Dx + Dy)",
+    source="Huh et al. 2024, The Platonic Representation Hypothesis, appendix A",
+)
+def mutual_knn(X: Tensor, Y: Tensor, k: int = 10) -> Tensor:
     """The mean share of an item's k nearest neighbours that both representations agree on.
 
     X `[N, Dx]`, Y `[N, Dy]`, numpy or torch; neighbours by inner product, so normalise the rows first (`prepare`)
-    unless lengths are meant to count. Range 0..1, 1 for X against itself; unrelated features score k / (N - 1) on
-    average. Invariant to rotation and to one positive factor for all items. Costs N^2 (Dx + Dy). Symmetric.
-
-    Source: Huh et al. 2024, "The Platonic Representation Hypothesis", appendix A. Raises ValueError for inputs that are
-    not `[N, D]`, differ in N, hold nan or inf, and for k outside [1, N-1]; features that are the same for every item
-    score 0 with a warning.
+    unless lengths are meant to count. Raises ValueError for k outside [1, N-1].
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(size=(100, 8))
     >>> mutual_knn(X, 3 * X)
     1.0
     """
-    x, y = check_pair(X, Y)
-    check_k(k, len(x))
-    if zero_if_same(x, y):
-        return 0.0
-    a, b = nearest(x, k), nearest(y, k)
+    a, b = nearest(X, k), nearest(Y, k)
     shared = (a[:, :, None] == b[:, None, :]).sum()  # [N, k, k] -> count
-    return float(shared) / (len(x) * k)
+    return shared.double() / (len(X) * k)

@@ -159,7 +159,7 @@ def test_k_must_fit(k):
 
 
 def test_names_and_score():
-    assert metrics.NAMES == ("mutual_knn", "cka")
+    assert {"mutual_knn", "cka"} <= set(metrics.NAMES)
     with pytest.raises(ValueError, match="unknown metric 'mutual_nn'; did you mean mutual_knn"):
         metrics.score("mutual_nn", np.eye(5), np.eye(5))
 
