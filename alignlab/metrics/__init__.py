@@ -13,13 +13,60 @@ from __future__ import annotations
 from typing import Any
 
 from alignlab.metrics.inputs import prepare
-from alignlab.metrics.kernels import cka
-from alignlab.metrics.neighbours import mutual_knn
+from alignlab.metrics.kernels import (
+    cka,
+    distance_correlation,
+    eigenspace_overlap,
+    gulp,
+    minibatch_cka,
+    rbf_cka,
+    rsm_difference,
+    unbiased_cka,
+)
+from alignlab.metrics.neighbours import (
+    cknna,
+    cycle_knn,
+    edit_distance_knn,
+    jaccard_knn,
+    joint_rank_knn,
+    lcs_knn,
+    mutual_knn,
+    rank_similarity,
+    second_order_cosine,
+)
 from alignlab.metrics.registry import REGISTRY, Metric, check_name, metric, score, table
+from alignlab.metrics.rsa import rsa
 
 NAMES: tuple[str, ...]
 
-__all__ = ["NAMES", "Metric", "check_name", "cka", "metric", "mutual_knn", "prepare", "score", "table"]
+__all__ = [
+    "NAMES",
+    "REGISTRY",
+    "Metric",
+    "check_name",
+    "cka",
+    "cknna",
+    "cycle_knn",
+    "distance_correlation",
+    "edit_distance_knn",
+    "eigenspace_overlap",
+    "gulp",
+    "jaccard_knn",
+    "joint_rank_knn",
+    "lcs_knn",
+    "metric",
+    "minibatch_cka",
+    "mutual_knn",
+    "prepare",
+    "rank_similarity",
+    "rbf_cka",
+    "rsa",
+    "rsm_difference",
+    "score",
+    "second_order_cosine",
+    "table",
+    "unbiased_cka",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -53,10 +53,10 @@ def check_finite(t: Tensor, name: str) -> None:
         )
 
 
-def check_k(k: int, n: int) -> None:
+def check_k(k: int, n: int, least: int = 1) -> None:
     """ValueError unless k is a whole number of neighbours that n items can have."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n - 1:
-        raise ValueError(f"k must be an int in [1, N-1], got {k} with N={n}")
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not least <= k <= n - 1:
+        raise ValueError(f"k must be an int in [{least}, N-1], got {k} with N={n}")
 
 
 def is_same(x: Tensor) -> bool:

@@ -1,10 +1,94 @@
-"""Metrics on kernels: do two representations give the same similarities between all items?"""
+"""Metrics on kernels: do two representations give the same similarities between all items?
+
+Each of these metrics turns a representation into a symmetric matrix M of items by items and compares the two matrices
+through their inner product only. A `Form` says how: what M is, whether it is the product of something narrow with
+itself (then no N x N matrix is needed for narrow features), and how <Mx, My>, <Mx, Mx> and <My, My> become a score. The
+engine behind `align` works on the same forms.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from alignlab.metrics.registry import metric
+
+RESI = "Klabunde et al. 2024, ReSi: A Comprehensive Benchmark for Representational Similarity Measures"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a metric compares matrices of items by items.
+
+    `matrix(x, **options)` is `[N, D]` -> `[N, N]`; `factor(x, **options)` -> `[N, r]` with matrix = factor factor', if
+    there is one; `combine(xy, xx, yy)` turns inner products (elementwise, any shape) into scores. `hollow` says that
+    the diagonals are left out as the unbiased estimator of HSIC does.
+    """
+
+    matrix: Callable[..., Tensor]
+    combine: Callable[[Tensor, Tensor, Tensor], Tensor]
+    factor: Callable[..., Tensor] | None = None
+    hollow: bool = False
+
+
+def cosine(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
+    return xy / (xx * yy).sqrt()
+
+
+def share(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
+    """1 - |Mx - My|^2 / (|Mx|^2 + |My|^2): 1 for equal matrices, 0 where one is zero or they have nothing in common."""
+    return 2 * xy / (xx + yy)
+
+
+def compare(form: Form, X: Tensor, Y: Tensor, **options: Any) -> Tensor:
+    """The score of a form."""
+    return form.combine(*products(form, X, Y, **options))
+
+
+def products(form: Form, X: Tensor, Y: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """<Mx, My>, <Mx, Mx> and <My, My> in float64, through factors where they are narrower than N."""
+    if form.factor is not None:
+        a, b = form.factor(X, **options), form.factor(Y, **options)
+        if max(a.shape[1], b.shape[1]) < len(X):
+            inner = [(u.T @ v).double().square().sum() for u, v in ((a, b), (a, a), (b, b))]
+            diagonals = [z.double().square().sum(1) for z in (a, b)]
+        else:
+            k, l = a @ a.T, b @ b.T
+            inner, diagonals = [_inner(u, v) for u, v in ((k, l), (k, k), (l, l))], [_diagonal(k), _diagonal(l)]
+    else:
+        k, l = form.matrix(X, **options), form.matrix(Y, **options)
+        inner, diagonals = [_inner(u, v) for u, v in ((k, l), (k, k), (l, l))], [_diagonal(k), _diagonal(l)]
+    if form.hollow:
+        x, y = diagonals
+        pairs = ((x, y), (x, x), (y, y))
+        inner = [unbiased(xy, p @ q, p.sum() * q.sum(), len(X)) for xy, (p, q) in zip(inner, pairs, strict=True)]
+    return inner[0], inner[1], inner[2]
+
+
+def _inner(k: Tensor, l: Tensor) -> Tensor:
+    return (k * l).sum(dtype=torch.float64)
+
+
+def _diagonal(k: Tensor) -> Tensor:
+    return k.diagonal().double()
+
+
+def unbiased(product: Tensor, diagonals: Tensor, traces: Tensor, n: int) -> Tensor:
+    """The unbiased HSIC (Song et al. 2012, eq. 5) from what centred kernels K, L give.
+
+    `product` <K, L>, `diagonals` the sum of K_ii L_ii, `traces` tr K tr L. Without their diagonals the kernels' rows sum
+    to -K_ii and -L_ii, so nothing else is needed.
+    """
+    hollow = product - diagonals * (1 + 2 / (n - 2)) + traces / ((n - 1) * (n - 2))
+    return hollow / (n * (n - 3))
+
+
+def centre(x: Tensor) -> Tensor:
+    return x - x.mean(0)
 
 
 def centred_gram(x: Tensor) -> Tensor:
@@ -12,8 +96,11 @@ def centred_gram(x: Tensor) -> Tensor:
 
     The features are centred, not the kernel: subtracting means of products would lose digits.
     """
-    centred = x - x.mean(0)
+    centred = centre(x)
     return centred @ centred.T
+
+
+CKA = Form(centred_gram, cosine, centre)
 
 
 @metric(
@@ -27,15 +114,275 @@ def centred_gram(x: Tensor) -> Tensor:
 def cka(X: Tensor, Y: Tensor) -> Tensor:
     """Centred kernel alignment with the linear kernel and the biased HSIC.
 
-    X `[N, Dx]`, Y `[N, Dy]`, numpy or torch. Compare it with a null: wide features score high for free.
+    X `[N, Dx]`, Y `[N, Dy]`, numpy or torch. Global: it is ruled by the directions of largest variance, and by outliers.
+    Compare it with a null, or take `unbiased_cka`: wide features score high for free.
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(size=(100, 8))
     >>> round(cka(X, 3 * X + 1), 6)
     1.0
     """
-    if max(X.shape[1], Y.shape[1]) < len(X):
-        a, b = X - X.mean(0), Y - Y.mean(0)
-        return (a.T @ b).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())
-    k, l = centred_gram(X), centred_gram(Y)
-    return (k * l).sum() / (k.norm() * l.norm())
+    return compare(CKA, X, Y)
+
+
+EPS = 1e-6  # in the denominators of the Platonic Representation Hypothesis code
+
+
+def unit_centre(x: Tensor) -> Tensor:
+    """Centred features; rows much shorter than 1 are scaled up first, so that `EPS` does not swamp them."""
+    return centre(x) / min(1.0, float(x.square().sum(1).mean().sqrt()))
+
+
+def _unit_gram(x: Tensor) -> Tensor:
+    z = unit_centre(x)
+    return z @ z.T
+
+
+def _unbiased_cosine(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
+    return xy / ((xx * yy).sqrt() + EPS)
+
+
+UNBIASED_CKA = Form(_unit_gram, _unbiased_cosine, unit_centre, hollow=True)
+
+
+@metric(
+    formula="HSIC(K, L) / (sqrt(HSIC(K, K) HSIC(L, L)) + 1e-6) with the unbiased HSIC",
+    range="about -1..1",
+    chance="0",
+    invariant=("shift", "permutation", "rotation", "scale"),
+    cost="N^2 (Dx + Dy), or N Dx Dy where the features are narrow",
+    source="Song et al. 2012, eq. 5; Huh et al. 2024, The Platonic Representation Hypothesis, code",
+)
+def unbiased_cka(X: Tensor, Y: Tensor) -> Tensor:
+    """CKA with the unbiased estimator of HSIC: unrelated features score 0 on average, however wide they are.
+
+    X `[N, Dx]`, Y `[N, Dy]`. May be negative; not clamped. The 1e-6 is the reference's: it takes a little off (about 1e-6 D
+    for rows of length 1), and is scaled down for shorter rows. N of 4 is the least; small N is noisy. Raises ValueError
+    where the estimate of a variance is negative (features that are nearly the same for all items).
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(100, 8))
+    >>> round(unbiased_cka(X, 3 * X + 1), 4)
+    1.0
+    """
+    return compare(UNBIASED_CKA, X, Y)
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """Squared Euclidean distances `[N, N]` in float64: differences of large numbers, where float32 loses neighbours."""
+    z = centre(x.double())
+    lengths = z.square().sum(1)
+    d = lengths[:, None] + lengths - 2 * (z @ z.T)
+    return d.clamp_(min=0).fill_diagonal_(0)
+
+
+def double_centre(k: Tensor) -> Tensor:
+    """H K H for a symmetric matrix."""
+    rows = k.mean(0)
+    return k - rows - rows[:, None] + rows.mean()
+
+
+def gaussian_gram(x: Tensor, sigma: float = 1.0) -> Tensor:
+    """Centred Gaussian kernel `[N, N]`; the bandwidth is sigma times the median distance of two items."""
+    d = squared_distances(x)
+    upper = torch.triu_indices(len(x), len(x), 1, device=x.device)
+    width = sigma**2 * d[upper[0], upper[1]].median()
+    return double_centre((-d / (2 * width)).exp()).to(x.dtype)
+
+
+RBF_CKA = Form(gaussian_gram, cosine)
+
+
+@metric(
+    formula="CKA with k(x, x') = exp(-|x - x'|^2 / (2 (sigma m)^2)), m the median distance",
+    range="0..1",
+    chance="grows with D / N, as that of CKA",
+    invariant=("scale", "shift", "permutation", "rotation"),
+    cost="N^2 (Dx + Dy)",
+    source="Kornblith et al. 2019, Similarity of Neural Network Representations Revisited, section 3",
+)
+def rbf_cka(X: Tensor, Y: Tensor, sigma: float = 1.0) -> Tensor:
+    """Centred kernel alignment with Gaussian kernels: a small sigma counts near items only, a large one nears CKA.
+
+    X `[N, Dx]`, Y `[N, Dy]`. Raises ValueError for sigma not above 0, and where more than half of all pairs of items are
+    equal (their median distance is 0).
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(100, 8))
+    >>> round(rbf_cka(X, 3 * X + 1), 6)
+    1.0
+    """
+    if not sigma > 0:
+        raise ValueError(f"sigma must be above 0, got {sigma}")
+    return compare(RBF_CKA, X, Y, sigma=sigma)
+
+
+def distances(x: Tensor) -> Tensor:
+    return squared_distances(x).sqrt_().to(x.dtype)
+
+
+def centred_distances(x: Tensor) -> Tensor:
+    return double_centre(squared_distances(x).sqrt_()).to(x.dtype)
+
+
+DISTANCE_CORRELATION = Form(centred_distances, lambda xy, xx, yy: cosine(xy, xx, yy).clamp(min=0).sqrt())
+
+
+@metric(
+    formula="sqrt(<A, B> / (|A| |B|)), A and B the doubly centred Euclidean distances",
+    range="0..1",
+    chance="grows with D / N and nears 1 for D far above N",
+    invariant=("scale", "shift", "permutation", "rotation"),
+    cost="N^2 (Dx + Dy)",
+    source=f"Szekely et al. 2007, eq. 2.8; {RESI}, distance correlation",
+)
+def distance_correlation(X: Tensor, Y: Tensor) -> Tensor:
+    """The correlation of distances: 0 in the limit of many items only for independent representations.
+
+    X `[N, Dx]`, Y `[N, Dy]`. The biased (V-statistic) estimate, as ReSi has it: compare it with a null.
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(100, 8))
+    >>> round(distance_correlation(X, 3 * X + 1), 6)
+    1.0
+    """
+    return compare(DISTANCE_CORRELATION, X, Y)
+
+
+RSM_DIFFERENCE = Form(distances, share)
+
+
+@metric(
+    formula="1 - |S - S'|^2 / (|S|^2 + |S'|^2), S and S' the Euclidean distances of the items",
+    range="0..1",
+    chance="near 1 for features of one size: distances are positive; compare with a null",
+    invariant=("shift", "permutation", "rotation"),
+    cost="N^2 (Dx + Dy)",
+    source=f"{RESI}, RSM norm difference; Shahbazi et al. 2021",
+)
+def rsm_difference(X: Tensor, Y: Tensor, distance: bool = False) -> Tensor:
+    """How little two matrices of distances between items differ, sizes included.
+
+    X `[N, Dx]`, Y `[N, Dy]`. `distance=True` gives the Frobenius norm of S - S' (smaller is more alike); ReSi's paper
+    defines that, its code takes the spectral norm of the same matrix.
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(100, 8))
+    >>> rsm_difference(X, X), rsm_difference(X, X, distance=True)
+    (1.0, 0.0)
+    """
+    xy, xx, yy = products(RSM_DIFFERENCE, X, Y)
+    return (xx + yy - 2 * xy).clamp(min=0).sqrt() if distance else share(xy, xx, yy)
+
+
+def column_space(x: Tensor) -> Tensor:
+    """An orthonormal basis of what the features' columns span, `[N, D]` -> `[N, rank]`."""
+    u, s, _ = torch.linalg.svd(x.double(), full_matrices=False)
+    # float32 features are noise below their own rounding, whatever the SVD ran in
+    rank = int((s > s[0] * max(x.shape) * torch.finfo(x.dtype).eps).sum())
+    return u[:, :rank].to(x.dtype)
+
+
+def projector(x: Tensor) -> Tensor:
+    u = column_space(x)
+    return u @ u.T
+
+
+EIGENSPACE_OVERLAP = Form(projector, lambda xy, xx, yy: xy / torch.maximum(xx, yy), column_space)
+
+
+@metric(
+    formula="|U' V|^2 / max(rank X, rank Y), U and V orthonormal bases of the columns' spans",
+    range="0..1",
+    chance="min(rank X, rank Y) / N; 1 once both ranks are N",
+    invariant=("scale", "permutation", "rotation", "linear"),
+    cost="N D min(N, D)",
+    source=f"{RESI}, eigenspace overlap score; May et al. 2019, definition 2",
+)
+def eigenspace_overlap(X: Tensor, Y: Tensor) -> Tensor:
+    """How much of the span of one representation's features the other's covers, all directions alike.
+
+    X `[N, Dx]`, Y `[N, Dy]`, not centred. Says something only where D is well below N. Directions below the rounding of
+    the features' dtype are not counted; ReSi divides by max(Dx, Dy), which is the same for full rank.
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(100, 8))
+    >>> round(eigenspace_overlap(X, X @ np.triu(np.ones((8, 8)))), 6)
+    1.0
+    """
+    return compare(EIGENSPACE_OVERLAP, X, Y)
+
+
+def ridge_factor(x: Tensor, ridge: float = 1e-2) -> Tensor:
+    """Z `[N, min(N, D)]` with Z Z' = X (S + ridge)^-1 X' / N, for centred features of mean squared length 1."""
+    n = len(x)
+    z = centre(x.double())
+    z = z / z.norm()
+    # eigenvectors of the smaller of covariance and Gram matrix give the same singular values
+    values, vectors = torch.linalg.eigh(z.T @ z if z.shape[1] < n else z @ z.T)
+    least = torch.finfo(x.dtype).eps * max(x.shape) * values[-1]
+    kept = values > least
+    values, vectors = values[kept], vectors[:, kept]
+    basis = z @ vectors / values.sqrt() if z.shape[1] < n else vectors
+    return (basis * (values / (values + ridge)).sqrt()).to(x.dtype)
+
+
+def ridge_hat(x: Tensor, ridge: float = 1e-2) -> Tensor:
+    z = ridge_factor(x, ridge)
+    return z @ z.T
+
+
+GULP = Form(ridge_hat, share, ridge_factor)
+
+
+@metric(
+    formula="2 tr AB / (tr A^2 + tr B^2), A = X (S_X + ridge)^-1 X' / N of features centred, of mean squared length 1",
+    range="0..1",
+    chance="grows with D / N; 1 for ridge = 0 once D >= N - 1",
+    invariant=("scale", "shift", "permutation", "rotation"),
+    cost="N D min(N, D)",
+    source=f"Boix-Adsera et al. 2022, GULP, definition 1; {RESI}, GULP",
+)
+def gulp(X: Tensor, Y: Tensor, ridge: float = 1e-2, distance: bool = False) -> Tensor:
+    """How alike ridge regressions from both representations predict, over all targets.
+
+    X `[N, Dx]`, Y `[N, Dy]`. `distance=True` gives tr A^2 + tr B^2 - 2 tr AB (smaller is more alike), the squared GULP
+    distance that ReSi reports; ReSi's ridge is 0, which cannot tell features apart once D >= N - 1. Raises ValueError
+    for a negative ridge.
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(100, 8))
+    >>> round(gulp(X, 3 * X + 1), 6)
+    1.0
+    """
+    if not ridge >= 0:
+        raise ValueError(f"ridge must be 0 or more, got {ridge}")
+    xy, xx, yy = products(GULP, X, Y, ridge=ridge)
+    return (xx + yy - 2 * xy).clamp(min=0) if distance else share(xy, xx, yy)
+
+
+def minibatch_cka(X: Tensor, Y: Tensor, batch: int = 512) -> Tensor:
+    """Unbiased CKA of many items, estimated batch by batch in memory that does not grow with N.
+
+    HSIC is summed over consecutive batches and only then divided, so that it estimates what `unbiased_cka` of all items
+    does (Nguyen, Raghu and Kornblith 2021, "Do Wide and Deep Networks Learn the Same Things?", eq. 3). The items ought to
+    be in random order. Up to 3 items at the end that make no batch are left out. Costs N batch (Dx + Dy).
+
+    >>> X = torch.randn(1000, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    >>> bool(minibatch_cka(X, X, batch=100) > 0.999)
+    True
+    """
+    if not isinstance(batch, int) or batch < 4:
+        raise ValueError(f"batch must be an int of 4 or more, got {batch}")
+    total = torch.zeros(3, dtype=torch.float64, device=X.device)
+    # one scale for all batches, as in unbiased_cka
+    x, y = (z / min(1.0, float(z.square().sum(1).mean().sqrt())) for z in (X, Y))
+    for a, b in zip(x.split(batch), y.split(batch), strict=True):
+        if len(a) >= 4:
+            n = len(a)
+            k, l = centred_gram(a), centred_gram(b)
+            for i, (p, q) in enumerate(((k, l), (k, k), (l, l))):
+                u, v = _diagonal(p), _diagonal(q)
+                total[i] += unbiased(_inner(p, q), u @ v, u.sum() * v.sum(), n)
+    batches = max(1, len(x) // batch)
+    return _unbiased_cosine(*(total / batches))
