@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import overload
 
@@ -15,13 +16,29 @@ SAME = 1e-5
 
 
 def as_tensor(x: Tensor | ArrayLike, name: str) -> Tensor:
-    """A floating-point tensor of float32 or more; lower precision is raised to float32, integers are refused."""
-    t = x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
+    """A floating-point tensor of float32 or more; lower precision is raised to float32, anything else is refused."""
+    t = x.detach() if isinstance(x, Tensor) else _from_numpy(x, name)
     if not t.is_floating_point():
-        raise ValueError(
-            f"{name} must hold floating-point numbers, got {t.dtype}; convert it, say with .astype('float32')"
-        )
+        raise _not_numbers(name, str(t.dtype).removeprefix("torch."))
     return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+def _from_numpy(x: ArrayLike, name: str) -> Tensor:
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array [N, D]: {error}") from None
+    if array.dtype.kind != "f":
+        raise _not_numbers(name, str(array.dtype))
+    if array.dtype.itemsize > 8 or not array.dtype.isnative or min(array.strides, default=0) < 0:
+        array = array.astype(f"f{min(array.dtype.itemsize, 8)}")  # what torch cannot look at in place
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes to its input
+        return torch.from_numpy(array)
+
+
+def _not_numbers(name: str, dtype: str) -> ValueError:
+    return ValueError(f"{name} must hold floating-point numbers, got {dtype}; convert it, say with .astype('float32')")
 
 
 def check_pair(X: Tensor | ArrayLike, Y: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:

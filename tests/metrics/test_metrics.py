@@ -135,7 +135,7 @@ def test_bad_input_is_named(name):
         (x[:19], "same number of items, got 19 and 20"),
         (x[:, 0], r"X must be \[N, D\], got shape \(20,\)"),
         (holes, "X must be finite, but item 3 holds nan or inf"),
-        ((x * 10).astype(int), "X must hold floating-point numbers, got torch.int64"),
+        ((x * 10).astype(int), "X must hold floating-point numbers, got int64"),
         (np.empty((20, 0)), "X is empty"),
     ):
         with pytest.raises(ValueError, match=message):
