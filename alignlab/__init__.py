@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _HOME = {
     "align": "alignlab.alignment",
     "Alignment": "alignlab.alignment",
+    "compare": "alignlab.alignment",
     "extract": "alignlab.features",
     "load_dataset": "alignlab.data",
     "load_encoder": "alignlab.models",
@@ -24,12 +25,13 @@ _HOME = {
     "metrics": "alignlab.metrics",
 }
 
-__all__ = ["Alignment", "align", "extract", "load_dataset", "load_encoder", "load_llm", "metrics"]
+__all__ = ["Alignment", "align", "compare", "extract", "load_dataset", "load_encoder", "load_llm", "metrics"]
 
 if TYPE_CHECKING:
     from alignlab import metrics as metrics
     from alignlab.alignment import Alignment as Alignment
     from alignlab.alignment import align as align
+    from alignlab.alignment import compare as compare
     from alignlab.data import load_dataset as load_dataset
     from alignlab.features import extract as extract
     from alignlab.models import load_encoder as load_encoder

@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.alignment.pairs import KernelPairs, LayerPairs, NeighbourPairs
-from alignlab.alignment.result import Alignment, MetricResult
-from alignlab.metrics import check_name
-from alignlab.metrics.inputs import as_tensor, check_count, check_finite, check_k, is_same, prepare
+from alignlab.alignment.graph_pairs import GraphPairs, OverlapPairs
+from alignlab.alignment.kernel_pairs import FactorPairs, KernelPairs, is_linear
+from alignlab.alignment.layers import Layers
+from alignlab.alignment.pairs import EachPair, LayerPairs
+from alignlab.alignment.result import Alignment, Best, MetricResult
+from alignlab.metrics import Metric, check_name, kernels, neighbours
+from alignlab.metrics.inputs import as_tensor, check_count, check_k, is_same, prepare_tensor
+from alignlab.metrics.permutation import LEAST, kernel_moments, pearson3_p, permutation_moments
+from alignlab.metrics.registry import REGISTRY, check_rows
+from alignlab.metrics.rsa import RSA
+from alignlab.progress import Tick, progress
 
-# What the Gram matrices or neighbour tables of one group of layers may take; more layers are done group by group.
+# What the matrices of one group of layers may take; more layers are done group by group.
 BYTES_AT_ONCE = 1_200_000_000
+MOMENTS_UP_TO = 10_000  # items, for the closed-form p-value, which costs N^3
+CHUNK = 16  # permutations or subsets between two signs of progress
+
+FORMS = {
+    "cka": kernels.CKA,
+    "unbiased_cka": kernels.UNBIASED_CKA,
+    "rbf_cka": kernels.RBF_CKA,
+    "rsa": RSA,
+    "distance_correlation": kernels.DISTANCE_CORRELATION,
+    "rsm_difference": kernels.RSM_DIFFERENCE,
+    "eigenspace_overlap": kernels.EIGENSPACE_OVERLAP,
+    "gulp": kernels.GULP,
+}
+# From the neighbours a, b `[N, k]` of both and their inner products u, v to a score.
+GRAPHS: dict[str, Callable[..., Tensor]] = {
+    "cycle_knn": lambda a, u, b, v, k: neighbours.cycle(a, b).double().mean(),
+    "lcs_knn": lambda a, u, b, v, k: neighbours.common_subsequence(a, b).double().mean(),
+    "edit_distance_knn": lambda a, u, b, v, k: 1 - neighbours.edits(a, b).double().mean() / k,
+    "rank_similarity": lambda a, u, b, v, k: neighbours.ranks_alike(a, b).mean(),
+    "joint_rank_knn": lambda a, u, b, v, k: neighbours.joint_rank(a, b).mean(),
+    "cknna": lambda a, u, b, v, k, eps=kernels.EPS: neighbours.neighbour_kernels(a, u.double(), b, v.double(), eps),
+}
+APPROXIMATIONS = ("faiss", "minibatch")
 
 
 def align(
@@ -27,21 +58,30 @@ def align(
     q: float = 0.95,
     nulls: int = 200,
     resamples: int = 200,
+    split_half: int = 0,
+    approximate: str | Sequence[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> Alignment:
     """Measure how alike two models represent the same N items, over all pairs of their layers.
 
     `x` and `y` are what `extract` returns, arrays `[N, L, D]` (numpy or torch), or lists of `[N, D_l]`, item for item
-    the same. Features are prepared as the field does (`metrics.prepare` with quantile `q`).
+    the same. Features are prepared as the field does (`metrics.prepare` with quantile `q`). `metrics` are names of
+    `al.metrics.table()`; `k` goes to all that have one, other options as `options={"rsa": {"compare": "pearson"}}`.
 
     The best of all layer pairs is a maximum, so it is judged against the same maximum over `nulls` shuffled pairings
     (all layers of x permuted alike); its interval comes from `resamples` halves of the items, drawn without
-    replacement. 0 switches either off. Scores are computed in float32 or more; the same `seed` gives the same result.
+    replacement. `split_half` random splits pick the layer pair on one half and score it on the other, which takes the
+    selection out of the score. 0 switches any of the three off. Scores are computed in float32 or more; the same `seed`
+    gives the same result.
+
+    Exact unless told otherwise: `approximate="faiss"` finds neighbours with an HNSW index (pip install
+    "alignlab[faiss]"), "minibatch" estimates `unbiased_cka` from batches of 512 items; the result's params say so.
 
     A layer that is the same for every item scores 0, with a note in the result. Raises ValueError for an unknown
-    metric, different N, fewer than 4 items, nan or inf, and for k outside [1, N/2 - 1] (halves need k neighbours too;
-    [1, N-1] without resamples).
+    metric or option, different N, fewer than 4 items, nan or inf, an item whose features are all zeros, and for k outside
+    [1, N/2 - 1] (halves need k neighbours too; [1, N-1] without resamples and splits).
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(60, 3, 8))
@@ -51,49 +91,58 @@ def align(
     >>> round(result.best("cka").score, 4), result.best("cka").p
     (1.0, 0.05)
     """
-    if isinstance(metrics, str):
-        raise ValueError(f"metrics must be a list of names, got {metrics!r}; write [{metrics!r}]")
-    for name in metrics:
-        check_name(name)
-    if not metrics:
-        raise ValueError("metrics is empty; name one metric at least")
-    for name, value in (("nulls", nulls), ("resamples", resamples), ("seed", seed)):
-        if not isinstance(value, int | np.integer) or value < 0:
+    entries = _entries(metrics)
+    for name, value in (("nulls", nulls), ("resamples", resamples), ("split_half", split_half), ("seed", seed)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
             raise ValueError(f"{name} must be a whole number, 0 or more, got {value}")
+    approximations = _approximations(approximate, entries)
+    settings = {m.name: _settings(m, k, options or {}) for m in entries}
+    unknown = set(options or {}) - set(settings)
+    if unknown:
+        raise ValueError(f"options names {', '.join(sorted(unknown))}, which is not among metrics")
     x_layers, y_layers = _layers(x, "x", q, device), _layers(y, "y", q, device)
     n = len(x_layers[0])
     if n != len(y_layers[0]):
         raise ValueError(f"x and y must have the same items, got {n} and {len(y_layers[0])}")
-    half = n // 2
-    if "mutual_knn" in metrics:
-        check_k(k, n)
-        if resamples and k > half - 1:
-            raise ValueError(
-                f"k must be at most {half - 1} for intervals from halves of N={n} items, got {k}; "
-                "lower k, add items, or use resamples=0"
-            )
-    rng = np.random.default_rng(seed)
-    perms = torch.from_numpy(np.stack([rng.permutation(n) for _ in range(nulls)]) if nulls else np.empty((0, n), int))
-    subsets = torch.from_numpy(
-        np.stack([rng.permutation(n)[:half] for _ in range(resamples)]) if resamples else np.empty((0, half), int)
-    )
-    perms, subsets = perms.to(device), subsets.to(device)
+    check_sizes(entries, settings, n, halves=bool(resamples or split_half))
+    draws = _Draws(n, nulls, resamples, split_half, seed, device)
 
-    notes = []
-    kept = []
-    for name, layers in (("x", x_layers), ("y", y_layers)):
+    notes, kept = [], []
+    for name, given, layers in (("x", x, x_layers), ("y", y, y_layers)):
         same = [i for i, layer in enumerate(layers) if is_same(layer)]
         kept.append([i for i in range(len(layers)) if i not in same])
+        for i in kept[-1]:
+            check_rows(layers[i], f"{name}, layer {i},")
         if same:
             numbers = ", ".join(map(str, same))
-            label = getattr(x if name == "x" else y, "name", name)
-            notes.append(f"layer {numbers} of {label} is the same for every item; its scores are 0")
+            notes.append(
+                f"layer {numbers} of {getattr(given, 'name', name)} is the same for every item; its scores are 0"
+            )
+    for m in entries:
+        if not m.paired:
+            notes.append(f"{m.name} does not ask which item is which: no shuffling can test it, and its p is 1")
+
     results = {}
-    for name in metrics:
-        build, params = _ENGINES[name](k)
-        results[name] = _measure(
-            build, {**params, "q": q}, x_layers, y_layers, kept, perms, subsets, _bytes_a_layer(name, n)
-        )
+    sides = _shared(entries, x_layers, y_layers, kept, draws, approximations)
+    counts = (len(x_layers), len(y_layers))
+    total = len(entries) * draws.total
+    with progress("align", total, "rounds") as tick:
+        for at, m in enumerate(entries):
+            params = {**settings[m.name], "q": q}
+            approximation = approximations.get(m.name)
+            if approximation:
+                params["approximate"] = approximation
+            done = at * draws.total
+            results[m.name] = _measure(
+                m,
+                settings[m.name],
+                params,
+                sides,
+                kept,
+                counts,
+                draws,
+                lambda d, note="", done=done: tick(done + d, note),
+            )
     return Alignment(
         x_name=getattr(x, "name", "x"),
         y_name=getattr(y, "name", "y"),
@@ -104,22 +153,75 @@ def align(
     )
 
 
-Build = Callable[[list[Tensor], list[Tensor]], LayerPairs]
+def check_sizes(entries: Iterable[Metric], settings: Mapping[str, Mapping[str, Any]], n: int, halves: bool) -> None:
+    """ValueError where n items, or half of them, are too few for a metric's neighbours."""
+    for m in entries:
+        if "k" not in m.options:
+            continue
+        k = settings[m.name]["k"]
+        check_k(k, n)
+        if halves and k > n // 2 - 1:
+            raise ValueError(
+                f"k must be at most {n // 2 - 1} for halves of N={n} items, got {k}; "
+                "lower k, add items, or do without resamples and splits"
+            )
 
 
-def _neighbours(k: int) -> tuple[Build, dict[str, Any]]:
-    return lambda x, y: NeighbourPairs(x, y, k), {"k": k}
+class _Draws:
+    """Which items are shuffled where, and which are left out: the same for every metric."""
+
+    def __init__(self, n: int, nulls: int, resamples: int, splits: int, seed: int, device: str) -> None:
+        rng = np.random.default_rng(seed)
+        half = n // 2
+
+        def rows(orders: list[np.ndarray], width: int) -> Tensor:
+            return torch.from_numpy(np.stack(orders) if orders else np.empty((0, width), np.int64)).to(device)
+
+        self.perms = rows([rng.permutation(n) for _ in range(nulls)], n)
+        self.subsets = rows([rng.permutation(n)[:half] for _ in range(resamples)], half)
+        orders = [rng.permutation(n) for _ in range(splits)]
+        self.halves = rows([part for o in orders for part in (o[:half], o[half : 2 * half])], half)
+        self.half_perms = rows([rng.permutation(half) for _ in range(2 * splits)], half)
+
+    @property
+    def total(self) -> int:
+        return 1 + len(self.perms) + len(self.subsets) + len(self.halves)
 
 
-def _kernels(k: int) -> tuple[Build, dict[str, Any]]:
-    return KernelPairs, {}
+def _entries(metrics: Sequence[str]) -> list[Metric]:
+    if isinstance(metrics, str):
+        raise ValueError(f"metrics must be a list of names, got {metrics!r}; write [{metrics!r}]")
+    if not metrics:
+        raise ValueError("metrics is empty; name one metric at least")
+    return [REGISTRY[check_name(name)] for name in dict.fromkeys(metrics)]
 
 
-_ENGINES: dict[str, Callable[[int], tuple[Build, dict[str, Any]]]] = {"mutual_knn": _neighbours, "cka": _kernels}
+def _settings(metric: Metric, k: int, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the metric is called with: its defaults, k, and the caller's options."""
+    given = dict(options.get(metric.name, {}))
+    known = {name: value for name, value in metric.options.items() if name != "distance"}  # align keeps scores
+    unknown = set(given) - set(known)
+    if unknown:
+        listed = ", ".join(known) or "none"
+        raise ValueError(f"{metric.name} has no option {', '.join(sorted(unknown))} here; its options: {listed}")
+    return {**known, **({"k": k} if "k" in known else {}), **given}
 
 
-def _bytes_a_layer(metric: str, n: int) -> int:
-    return n * n * (1 if metric == "mutual_knn" else 8)  # a byte an item pair; float32, and its triangle again
+def _approximations(approximate: str | Sequence[str], entries: list[Metric]) -> dict[str, str]:
+    """Which metric is approximated how; ValueError for what applies to none of them."""
+    chosen = {}
+    for name in (approximate,) if isinstance(approximate, str) else approximate:
+        if name not in APPROXIMATIONS:
+            raise ValueError(f"approximate must be among {', '.join(APPROXIMATIONS)}, got {name!r}")
+        if name == "faiss":
+            able = [m.name for m in entries if m.name in GRAPHS or m.name in ("mutual_knn", "jaccard_knn")]
+        else:
+            able = [m.name for m in entries if m.name == "unbiased_cka"]
+        if not able:
+            what = "a metric of neighbours" if name == "faiss" else "unbiased_cka"
+            raise ValueError(f"approximate={name!r} is for {what}, got metrics {', '.join(m.name for m in entries)}")
+        chosen.update(dict.fromkeys(able, name))
+    return chosen
 
 
 def _layers(features: Any, name: str, q: float, device: str) -> list[Tensor]:
@@ -130,47 +232,212 @@ def _layers(features: Any, name: str, q: float, device: str) -> list[Tensor]:
         if not tensors or any(t.ndim != 2 for t in tensors) or len({len(t) for t in tensors}) != 1:
             shapes = [tuple(t.shape) for t in tensors]
             raise ValueError(f"{name} must be a list of [N, D_l] with one N, got shapes {shapes}")
-        for i, t in enumerate(tensors):
-            check_finite(t, f"{name}[{i}]")
-        prepared = prepare(tensors, q)
+        prepared = [prepare_tensor(t, q, f"{name}[{i}]") for i, t in enumerate(tensors)]
     else:
         t = as_tensor(given, name)
         if t.ndim != 3:
             raise ValueError(f"{name} must be [N, L, D] or a list of [N, D_l], got shape {tuple(t.shape)}")
-        check_finite(t, name)
-        prepared = list(prepare(t, q).unbind(1))
+        prepared = list(prepare_tensor(t, q, name).unbind(1))
     check_count(len(prepared[0]), name)
     return [t.to(device).contiguous() for t in prepared]
 
 
-def _measure(
-    build: Build,
-    params: dict[str, Any],
+@dataclasses.dataclass(frozen=True)
+class _Sides:
+    """The layers that vary, of both models, and the choice that was made for all metrics."""
+
+    x: Layers
+    y: Layers
+    approximations: Mapping[str, str]
+
+
+def _shared(
+    entries: list[Metric],
     x: list[Tensor],
     y: list[Tensor],
     kept: list[list[int]],
-    perms: Tensor,
-    subsets: Tensor,
-    bytes_a_layer: int,
+    draws: _Draws,
+    approximations: Mapping[str, str],
+) -> _Sides | None:
+    if not kept[0] or not kept[1]:
+        return None
+    search = _faiss_search if "faiss" in approximations.values() else neighbours.neighbourhood
+    few_x, few_y = [x[i] for i in kept[0]], [y[j] for j in kept[1]]
+    plain_x, plain_y = Layers(few_x), Layers(few_y)
+    linear = [m for m in entries if m.name in FORMS and is_linear(FORMS[m.name]) and m.name not in approximations]
+    keep = _fits(plain_x, plain_y) and any(not _narrow(FORMS[m.name], plain_x, plain_y, draws) for m in linear)
+    return _Sides(Layers(few_x, keep, search), Layers(few_y, keep, search), approximations)
+
+
+def _fits(x: Layers, y: Layers) -> bool:
+    return (len(x) + len(y)) * _matrix_bytes(x) <= BYTES_AT_ONCE
+
+
+def _matrix_bytes(layers: Layers) -> int:
+    """Of one matrix of items by items, and of its copy with layers last."""
+    return layers.n**2 * layers.features[0].element_size() * 2
+
+
+def _narrow(form: kernels.Form, x: Layers, y: Layers, draws: _Draws) -> bool:
+    """Whether factors `[N, r]` cost less than matrices `[N, N]`, in multiplications; so do matrices that do not fit."""
+    if form.factor is None:
+        return False
+    n = x.n
+    wide = [sum(min(f.shape[1], n) for f in side.features) for side in (x, y)]
+    if max(f.shape[1] for side in (x, y) for f in side.features) >= n:
+        return False
+    rounds = draws.total
+    through_factors = rounds * n * wide[0] * wide[1]
+    # a matrix entry is fetched once a round, at the cost of about 30 multiplications
+    through_matrices = n * n * (sum(wide) / 2 + rounds * (len(x) * len(y) + 30 * min(len(x), len(y))) / 2)
+    return through_factors < through_matrices or not _fits(x, y)
+
+
+def _builder(
+    metric: Metric, settings: dict[str, Any], sides: _Sides, draws: _Draws
+) -> tuple[Callable[[Layers, Layers], LayerPairs], int]:
+    """How layer pairs are measured, and how many layers of a side at once."""
+    everything = max(len(sides.x), len(sides.y))
+    name = metric.name
+    if sides.approximations.get(name) == "minibatch":
+        rough = dataclasses.replace(metric, core=kernels.minibatch_cka)
+        return lambda x, y: EachPair(x, y, rough, {}), everything
+    if name in FORMS:
+        form = FORMS[name]
+        if _narrow(form, sides.x, sides.y, draws):
+            return lambda x, y: FactorPairs(x, y, form, settings), everything
+        at_once = everything if _fits(sides.x, sides.y) else max(1, BYTES_AT_ONCE // _matrix_bytes(sides.x) // 2)
+        return lambda x, y: KernelPairs(x, y, form, settings), at_once
+    if name == "mutual_knn":
+        return lambda x, y: OverlapPairs(x, y, settings["k"]), everything
+    if name == "jaccard_knn":
+        k = settings["k"]
+        return lambda x, y: OverlapPairs(x, y, k, lambda count: neighbours.jaccard(count, k)), everything
+    if name in GRAPHS:
+        score = GRAPHS[name]
+        return lambda x, y: GraphPairs(
+            x, y, settings["k"], lambda a, u, b, v: score(a, u, b, v, **settings)
+        ), everything
+    return lambda x, y: EachPair(x, y, metric, settings), everything
+
+
+def _measure(
+    metric: Metric,
+    settings: dict[str, Any],
+    params: dict[str, Any],
+    sides: _Sides | None,
+    kept: list[list[int]],
+    counts: tuple[int, int],
+    draws: _Draws,
+    tick: Tick,
 ) -> MetricResult:
-    shape = (len(x), len(y))
-    matrix, chance = np.zeros(shape), np.zeros(shape)
-    # 0 where no pair can be measured: all layers of one side are the same for every item
-    least = -np.inf if kept[0] and kept[1] else 0.0
-    null_max, subset_max = np.full(len(perms), least), np.full(len(subsets), least)
-    at_once = max(1, BYTES_AT_ONCE // bytes_a_layer // 2)
-    for rows in _groups(kept[0], at_once):
-        for columns in _groups(kept[1], at_once):
-            pairs = build([x[i] for i in rows], [y[i] for i in columns])
-            block = np.ix_(rows, columns)
-            matrix[block] = pairs.matrix().cpu().numpy()
-            chance[block] = pairs.chance().numpy()
-            if len(perms):
-                null_max = np.maximum(null_max, pairs.permuted(perms).amax((1, 2)).cpu().numpy())
-            if len(subsets):
-                subset_max = np.maximum(subset_max, pairs.subsampled(subsets).amax((1, 2)).cpu().numpy())
-    return MetricResult(params=params, matrix=matrix, chance=chance, null_max=null_max, subset_max=subset_max)
+    ceiling = metric.ceiling_of(settings)
+    if sides is None:  # all layers of one side are the same for every item: there is nothing to measure, or to shuffle
+        empty = np.empty(0)
+        return MetricResult(params, np.zeros(counts), np.zeros(counts), empty, empty, ceiling, ([], []))
+    matrix, chance = np.zeros(counts), np.zeros(counts)
+    null_max, subset_max = np.full(len(draws.perms), -np.inf), np.full(len(draws.subsets), -np.inf)
+    halves = np.zeros((len(draws.halves), len(sides.x), len(sides.y)))
+    build, at_once = _builder(metric, settings, sides, draws)
+    groups = [(r, c) for r in _groups(len(sides.x), at_once) for c in _groups(len(sides.y), at_once)]
+    for g, (rows, columns) in enumerate(groups):
+        some = len(groups) > 1
+        pairs = build(sides.x.some(rows) if some else sides.x, sides.y.some(columns) if some else sides.y)
+        block = np.ix_([kept[0][i] for i in rows], [kept[1][j] for j in columns])
+        matrix[block] = pairs.matrix().cpu().numpy()
+        if not np.isfinite(matrix).all():
+            i, j = np.argwhere(~np.isfinite(matrix))[0]
+            raise ValueError(f"{metric.name} is not defined for layer {i} of x with layer {j} of y")
+        done = 1
+
+        def rounds(run: Callable[[Tensor], Tensor], draw: Tensor, g: int = g) -> Iterator[tuple[slice, np.ndarray]]:
+            nonlocal done
+            for start in range(0, len(draw), CHUNK):
+                scores = run(draw[start : start + CHUNK]).cpu().numpy()  # [C, L_x, L_y]
+                done += len(scores)
+                tick((g * draws.total + done) // len(groups), metric.name)
+                yield slice(start, start + len(scores)), scores
+
+        total = np.zeros(matrix[block].shape)
+        for at, scores in rounds(pairs.permuted, draws.perms):
+            null_max[at] = np.maximum(null_max[at], scores.max((1, 2)))
+            total += scores.sum(0)
+        exact = pairs.chance()
+        if exact is not None:
+            chance[block] = exact.cpu().numpy()
+        else:  # no closed form: the mean of the shuffles
+            chance[block] = total / len(draws.perms) if len(draws.perms) else np.nan
+        for at, scores in rounds(pairs.subsampled, draws.subsets):
+            subset_max[at] = np.maximum(subset_max[at], scores.max((1, 2)))
+        for at, scores in rounds(pairs.subsampled, draws.halves):
+            halves[at, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = scores
+    result = MetricResult(
+        params=params,
+        matrix=matrix,
+        chance=chance,
+        null_max=null_max,
+        subset_max=subset_max,
+        ceiling=ceiling,
+        measured=(kept[0], kept[1]),
+    )
+    if metric.name == "cka" and LEAST <= sides.x.n <= MOMENTS_UP_TO:
+        result = dataclasses.replace(result, pair_p=_pair_p(result.best(), sides, kept))
+    held_out, held_out_null = _held_out(_core(metric, settings, sides), sides, halves, draws)
+    return dataclasses.replace(result, held_out=held_out, held_out_null=held_out_null)
 
 
-def _groups(items: Sequence[int], size: int) -> list[list[int]]:
-    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+def _groups(count: int, size: int) -> list[list[int]]:
+    return [list(range(count))[i : i + size] for i in range(0, count, size)]
+
+
+def _pair_p(best: Best, sides: _Sides, kept: list[list[int]]) -> float:
+    """Pearson III's p-value of CKA for the best pair of layers, as if it were the only one."""
+    moments = []
+    for side, layer, which in ((sides.x, best.x_layer, kept[0]), (sides.y, best.y_layer, kept[1])):
+        place = which.index(layer)
+        gram = side.grams()[place] if side.keep_grams else kernels.centred_gram(side.features[place])
+        moments.append(kernel_moments(gram))
+    return float(pearson3_p(best.score, *permutation_moments(moments[0], moments[1], sides.x.n)))
+
+
+def _core(metric: Metric, settings: dict[str, Any], sides: _Sides) -> Callable[[Tensor, Tensor], float]:
+    if sides.approximations.get(metric.name) == "minibatch":
+        return lambda a, b: float(kernels.minibatch_cka(a, b))
+    return lambda a, b: float(metric.core(a, b, **settings))
+
+
+def _held_out(
+    core: Callable[[Tensor, Tensor], float], sides: _Sides, halves: np.ndarray, draws: _Draws
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each half's score of the pair that was best on the other half, and the same with its items shuffled."""
+    scores, nulls = np.zeros(len(halves)), np.zeros(len(halves))
+    for h in range(len(halves)):
+        chosen_on = halves[h ^ 1]  # halves come in twos
+        i, j = np.unravel_index(int(chosen_on.argmax()), chosen_on.shape)
+        scores[h] = halves[h, i, j]
+        items = draws.halves[h]
+        a, b = sides.x.features[i][items], sides.y.features[j][items]
+        nulls[h] = core(a[draws.half_perms[h]], b)
+    return scores, nulls
+
+
+def _faiss_search(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Neighbours by inner product from an HNSW graph; exact ones fill up the few lists that it leaves short."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError("approximate='faiss' needs the package faiss-cpu: pip install 'alignlab[faiss]'") from error
+    rows = x.detach().cpu().float().numpy()
+    index = faiss.IndexHNSWFlat(rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efSearch = max(64, 2 * k)
+    index.add(rows)
+    values, found = map(torch.from_numpy, index.search(rows, k + 1))  # an item mostly finds itself too
+    itself = found == torch.arange(len(found))[:, None]
+    values[itself | (found < 0)] = -torch.inf
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    values, found = values[:, :k].to(x), found.gather(1, order)[:, :k].to(x.device)
+    for row in values.isinf().any(1).nonzero().flatten().tolist():
+        similarity = x @ x[row]
+        similarity[row] = -torch.inf
+        values[row], found[row] = similarity.topk(k)
+    return values, found

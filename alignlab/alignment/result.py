@@ -14,67 +14,102 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-CEILING = 1.0  # of every metric so far: the score of a representation against itself
 SCHEMA = "alignlab.alignment/1"
+ARRAYS = ("matrix", "chance", "null_max", "subset_max", "held_out", "held_out_null")
 
 
 @dataclass(frozen=True)
 class Best:
     """The best of all layer pairs, judged against the same maximum over shuffled pairings.
 
-    `p`, `z`, `null_mean`, `null_std` and `calibrated` are None without nulls, `ci95` without resamples.
+    `chance` is what unrelated items give this pair of layers alone, on average. `calibrated` is 0 at the null's mean and
+    1 at the score of identical representations. `pair_p`, of CKA, is the closed-form p-value of this pair of layers as if
+    no other had been tried (`metrics.cka_test`). `held_out` is the score of a pair chosen on the other half of the items,
+    `held_out_null` the same with its items shuffled. `p`, `z`, `null_mean`, `null_std` and `calibrated` are None without
+    nulls, `ci95` without resamples, `held_out` without splits, and all of them where one model has no layer that
+    varies; `chance` is None for a metric without a closed form when there are no nulls.
     """
 
     score: float
     x_layer: int
     y_layer: int
     last_layer_score: float
-    chance: float
+    chance: float | None
     p: float | None
     z: float | None
     null_mean: float | None
     null_std: float | None
     ci95: tuple[float, float] | None
     calibrated: float | None
+    held_out: float | None
+    held_out_null: float | None
+    pair_p: float | None
 
 
 @dataclass(frozen=True)
 class MetricResult:
-    """One metric: its scores `[L_x, L_y]`, and the best score of each shuffled pairing and of each subset."""
+    """One metric: its scores `[L_x, L_y]`, and the best score of each shuffled pairing and of each subset.
+
+    `chance` `[L_x, L_y]` is nan where it is not known. `measured` lists the layers of both sides that vary between items;
+    the others' scores are 0, and never the best.
+    """
 
     params: dict[str, Any]
     matrix: np.ndarray
     chance: np.ndarray
     null_max: np.ndarray
     subset_max: np.ndarray
+    ceiling: float
+    measured: tuple[list[int], list[int]]
+    held_out: np.ndarray = field(default_factory=lambda: np.empty(0))
+    held_out_null: np.ndarray = field(default_factory=lambda: np.empty(0))
+    pair_p: float | None = None
 
     def best(self) -> Best:
-        x_layer, y_layer = np.unravel_index(int(self.matrix.argmax()), self.matrix.shape)
-        score = float(self.matrix[x_layer, y_layer])
+        x_layer, y_layer = self._place()
+        score, chance = float(self.matrix[x_layer, y_layer]), float(self.chance[x_layer, y_layer])
         p = z = null_mean = null_std = calibrated = ci95 = None
         if len(self.null_max):
             null_mean, null_std = float(self.null_max.mean()), float(self.null_max.std())
-            p = (1 + int((self.null_max >= score).sum())) / (1 + len(self.null_max))
-            z = (score - null_mean) / null_std if null_std > 0 else None
-            calibrated = (score - null_mean) / (CEILING - null_mean) if null_mean < CEILING else None
+            p = (1 + int((self.null_max >= score - self._rounding(score)).sum())) / (1 + len(self.null_max))
+            z = (score - null_mean) / null_std if null_std > self._rounding(score) else None
+            room = self.ceiling - null_mean
+            calibrated = (score - null_mean) / room if room > 0 else None
         if len(self.subset_max):
             # Half of the items, drawn without replacement, vary about their mean as all of the items vary about the
             # truth (the delete-half jackknife); their mean itself is biased, as fewer items have fewer neighbours.
             low, high = np.quantile(self.subset_max - self.subset_max.mean(), [0.025, 0.975])
-            ci95 = (float(score + low), min(float(score + high), CEILING))
+            ci95 = (float(score + low), min(float(score + high), max(self.ceiling, score)))
         return Best(
             score=score,
-            x_layer=int(x_layer),
-            y_layer=int(y_layer),
+            x_layer=x_layer,
+            y_layer=y_layer,
             last_layer_score=float(self.matrix[-1, -1]),
-            chance=float(self.chance[x_layer, y_layer]),
+            chance=None if np.isnan(chance) else chance,
             p=p,
             z=z,
             null_mean=null_mean,
             null_std=null_std,
             ci95=ci95,
             calibrated=calibrated,
+            held_out=float(self.held_out.mean()) if len(self.held_out) else None,
+            held_out_null=float(self.held_out_null.mean()) if len(self.held_out_null) else None,
+            pair_p=self.pair_p,
         )
+
+    def _place(self) -> tuple[int, int]:
+        """The best pair of layers that vary; the first of all where there is none."""
+        rows, columns = self.measured
+        if not rows or not columns:
+            return 0, 0
+        inner = self.matrix[np.ix_(rows, columns)]
+        i, j = np.unravel_index(int(inner.argmax()), inner.shape)
+        return rows[int(i)], columns[int(j)]
+
+    @staticmethod
+    def _rounding(score: float) -> float:
+        """A shuffle that does as well but for float32's rounding has done as well."""
+        return 1e-6 * abs(score)
 
 
 @dataclass(frozen=True)
@@ -108,7 +143,7 @@ class Alignment:
         frames = []
         for name, result in self.metrics.items():
             x_layer, y_layer = np.indices(result.matrix.shape)
-            columns = {
+            columns: dict[str, Any] = {
                 "metric": name,
                 "x_layer": x_layer.ravel(),
                 "y_layer": y_layer.ravel(),
@@ -124,6 +159,12 @@ class Alignment:
 
         return heatmap(self, metric)
 
+    def profile(self, metric: str) -> Figure:
+        """Score along depth: each layer's best and mean over the other model's layers; a matplotlib figure."""
+        from alignlab.alignment.figures import profile
+
+        return profile(self, metric)
+
     def save(self, path: str | Path) -> None:
         """Write everything as JSON, all at once or not at all."""
         target = Path(path)
@@ -138,7 +179,10 @@ class Alignment:
                 name: {
                     "params": result.params,
                     "best": asdict(result.best()),
-                    **{k: getattr(result, k).tolist() for k in ("matrix", "chance", "null_max", "subset_max")},
+                    "ceiling": result.ceiling,
+                    "measured": result.measured,
+                    "pair_p": result.pair_p,
+                    **{k: _plain(getattr(result, k)) for k in ARRAYS},
                 }
                 for name, result in self.metrics.items()
             },
@@ -155,12 +199,23 @@ class Alignment:
             saved = json.loads(Path(path).read_text())
             if saved["schema"] != SCHEMA:
                 raise ValueError(f"its schema is {saved['schema']!r}, expected {SCHEMA!r}")
-            arrays = ("matrix", "chance", "null_max", "subset_max")
             metrics = {
-                name: MetricResult(params=m["params"], **{k: np.asarray(m[k], dtype=np.float64) for k in arrays})
+                name: MetricResult(
+                    params=m["params"],
+                    ceiling=float(m["ceiling"]),
+                    measured=(list(m["measured"][0]), list(m["measured"][1])),
+                    pair_p=m["pair_p"],
+                    **{k: np.asarray(m[k], dtype=np.float64) for k in ARRAYS},  # None becomes nan
+                )
                 for name, m in saved["metrics"].items()
             }
             about = {k: saved[k] for k in ("x_name", "y_name", "n", "seed")}
             return cls(**about, metrics=metrics, notes=tuple(saved["notes"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{path} is no saved alignment: {error}") from error
+
+
+def _plain(array: np.ndarray) -> Any:
+    """Lists for JSON, which knows no nan."""
+    flat = [None if np.isnan(value) else float(value) for value in array.ravel()]
+    return np.array(flat, dtype=object).reshape(array.shape).tolist()

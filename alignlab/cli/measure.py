@@ -27,13 +27,22 @@ def measure(
     data: str = typer.Option(
         "scenes", help="scenes, a folder of captioned images, a .jsonl, a .csv, or hf:NAME\\[@REVISION]\\[:SPLIT]."
     ),
-    metric: list[str] = typer.Option(["mutual_knn", "cka"], help="mutual_knn or cka; may be repeated."),
-    k: int = typer.Option(10, help="Neighbours of mutual_knn."),
+    metric: list[str] = typer.Option(
+        ["mutual_knn", "cka"],
+        help="Any of docs/metrics.md: mutual_knn, cka, unbiased_cka, cknna, rsa, procrustes, ...; may be repeated.",
+    ),
+    k: int = typer.Option(10, help="Neighbours, for metrics that have them."),
     pool: str | None = typer.Option(None, help="How an encoder's tokens become one vector: cls, mean or concat."),
     llm_pool: str | None = typer.Option(None, help="How a caption's tokens become one vector: mean or last."),
     n: int | None = typer.Option(None, "--n", help="Use the first N items only."),
     nulls: int = typer.Option(200, help="Shuffled pairings for the null; 0 for none."),
     resamples: int = typer.Option(200, help="Halves of the items for the interval; 0 for none."),
+    split_half: int = typer.Option(
+        0, help="Random splits that pick the layers on one half of the items and score them on the other; 0 for none."
+    ),
+    approximate: list[str] = typer.Option(
+        [], help="faiss (neighbours from an index) or minibatch (for unbiased_cka); the result says so. Exact without."
+    ),
     skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable items out, and list them in the result."),
     batch_size: int = typer.Option(64, help="Items at once in extraction; changes the speed only."),
     seed: int = typer.Option(0, help="Of the shuffles and halves."),
@@ -56,7 +65,7 @@ def measure(
     metrics = [check_name(m) for m in dict.fromkeys(metric)]
     where = pick_device(device)
     dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)
-    _check_sizes(metrics, len(dataset), k, nulls, resamples, seed)
+    _check_sizes(metrics, len(dataset), k, nulls, resamples, split_half, seed)
     language = find_llm(llm, device=where, dtype=dtype)
     encoders = [find_encoder(name, device=where, dtype=dtype) for name in names]
     folder = output_folder(out, "measure")
@@ -68,8 +77,16 @@ def measure(
     extracted = time.perf_counter()
     from alignlab.alignment import align
 
-    options = {"k": k, "nulls": nulls, "resamples": resamples, "seed": seed, "device": where}
-    results = [(features, align(features, texts, metrics, **options)) for features in images]  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "k": k,
+        "nulls": nulls,
+        "resamples": resamples,
+        "split_half": split_half,
+        "approximate": approximate,
+        "seed": seed,
+        "device": where,
+    }
+    results = [(features, align(features, texts, metrics, **options)) for features in images]
     aligned = time.perf_counter()
 
     pairs, notes = [], []
@@ -102,6 +119,8 @@ def measure(
             "n": n,
             "nulls": nulls,
             "resamples": resamples,
+            "split_half": split_half,
+            "approximate": approximate,
             "skip_bad": skip_bad,
             "batch_size": batch_size,
             "seed": seed,
@@ -116,20 +135,26 @@ def measure(
         write_json(json_file, described)
 
 
-def _check_sizes(metrics: list[str], n: int, k: int, nulls: int, resamples: int, seed: int) -> None:
+def _check_sizes(metrics: list[str], n: int, k: int, nulls: int, resamples: int, split_half: int, seed: int) -> None:
     """Say what does not fit before hours of extraction, not after."""
     from alignlab.metrics.inputs import check_count, check_k
+    from alignlab.metrics.registry import REGISTRY
 
     check_count(n, "the data set")
-    for name, value in (("--nulls", nulls), ("--resamples", resamples), ("--seed", seed)):
+    for name, value in (
+        ("--nulls", nulls),
+        ("--resamples", resamples),
+        ("--split-half", split_half),
+        ("--seed", seed),
+    ):
         if value < 0:
             raise ValueError(f"{name} must be 0 or more, got {value}")
-    if "mutual_knn" in metrics:
+    if any("k" in REGISTRY[name].options for name in metrics):
         check_k(k, n)
-        if resamples and k > n // 2 - 1:
+        if (resamples or split_half) and k > n // 2 - 1:
             raise ValueError(
-                f"--k {k} needs {2 * k + 2} items for intervals from halves of the data, got {n}; "
-                f"add items, use --k {max(n // 2 - 1, 1)} or less, or --resamples 0"
+                f"--k {k} needs {2 * k + 2} items for halves of the data (intervals, splits), got {n}; "
+                f"add items, use --k {max(n // 2 - 1, 1)} or less, or --resamples 0 without --split-half"
             )
 
 
@@ -181,6 +206,9 @@ def _pair(features: Any, texts: Any, result: Alignment, metric: str) -> dict[str
         "z": best.z,
         "p": best.p,
         "calibrated": best.calibrated,
+        "pair_p": best.pair_p,
+        "held_out": best.held_out,
+        "held_out_null": best.held_out_null,
         "matrix": result.matrix(metric).tolist(),
     }
 

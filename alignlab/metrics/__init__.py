@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignlab.metrics.cca import pwcca, svcca
+from alignlab.metrics.check import check_metric
 from alignlab.metrics.inputs import prepare
 from alignlab.metrics.kernels import (
     cka,
@@ -23,6 +25,7 @@ from alignlab.metrics.kernels import (
     rsm_difference,
     unbiased_cka,
 )
+from alignlab.metrics.matching import hard_correlation_match, soft_correlation_match
 from alignlab.metrics.neighbours import (
     cknna,
     cycle_knn,
@@ -34,38 +37,74 @@ from alignlab.metrics.neighbours import (
     rank_similarity,
     second_order_cosine,
 )
-from alignlab.metrics.registry import REGISTRY, Metric, check_name, metric, score, table
+from alignlab.metrics.permutation import PermutationTest, cka_test
+from alignlab.metrics.procrustes import (
+    aligned_cosine,
+    angular_shape,
+    permutation_procrustes,
+    procrustes,
+    size_and_shape,
+)
+from alignlab.metrics.registry import (
+    REGISTRY,
+    Metric,
+    check_name,
+    metric,
+    score,
+    table,
+)
+from alignlab.metrics.regression import linear_fit, linear_regression
 from alignlab.metrics.rsa import rsa
+from alignlab.metrics.statistics import concentricity, magnitude, uniformity
+from alignlab.metrics.topology import imd, rtd
 
 NAMES: tuple[str, ...]
 
 __all__ = [
     "NAMES",
-    "REGISTRY",
     "Metric",
+    "PermutationTest",
+    "aligned_cosine",
+    "angular_shape",
+    "check_metric",
     "check_name",
     "cka",
+    "cka_test",
     "cknna",
+    "concentricity",
     "cycle_knn",
     "distance_correlation",
     "edit_distance_knn",
     "eigenspace_overlap",
     "gulp",
+    "hard_correlation_match",
+    "imd",
     "jaccard_knn",
     "joint_rank_knn",
     "lcs_knn",
+    "linear_fit",
+    "linear_regression",
+    "magnitude",
     "metric",
     "minibatch_cka",
     "mutual_knn",
+    "permutation_procrustes",
     "prepare",
+    "procrustes",
+    "pwcca",
     "rank_similarity",
     "rbf_cka",
     "rsa",
     "rsm_difference",
+    "rtd",
     "score",
     "second_order_cosine",
+    "size_and_shape",
+    "soft_correlation_match",
+    "svcca",
     "table",
     "unbiased_cka",
+    "uniformity",
 ]
 
 

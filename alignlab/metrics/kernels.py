@@ -26,13 +26,14 @@ class Form:
 
     `matrix(x, **options)` is `[N, D]` -> `[N, N]`; `factor(x, **options)` -> `[N, r]` with matrix = factor factor', if
     there is one; `combine(xy, xx, yy)` turns inner products (elementwise, any shape) into scores. `hollow` says that
-    the diagonals are left out as the unbiased estimator of HSIC does.
+    the diagonals are left out as the unbiased estimator of HSIC does; `proportional` that `combine` is linear in xy.
     """
 
     matrix: Callable[..., Tensor]
     combine: Callable[[Tensor, Tensor, Tensor], Tensor]
     factor: Callable[..., Tensor] | None = None
     hollow: bool = False
+    proportional: bool = True
 
 
 def cosine(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
@@ -184,10 +185,13 @@ def double_centre(k: Tensor) -> Tensor:
 
 def gaussian_gram(x: Tensor, sigma: float = 1.0) -> Tensor:
     """Centred Gaussian kernel `[N, N]`; the bandwidth is sigma times the median distance of two items."""
+    if not sigma > 0:
+        raise ValueError(f"sigma must be above 0, got {sigma}")
     d = squared_distances(x)
     upper = torch.triu_indices(len(x), len(x), 1, device=x.device)
-    width = sigma**2 * d[upper[0], upper[1]].median()
-    return double_centre((-d / (2 * width)).exp()).to(x.dtype)
+    between = d[upper[0], upper[1]].sqrt()
+    median = (between.median() - (-between).median()) / 2  # torch's is the lower of the middle two
+    return double_centre((-d / (2 * (sigma * median) ** 2)).exp()).to(x.dtype)
 
 
 RBF_CKA = Form(gaussian_gram, cosine)
@@ -212,8 +216,6 @@ def rbf_cka(X: Tensor, Y: Tensor, sigma: float = 1.0) -> Tensor:
     >>> round(rbf_cka(X, 3 * X + 1), 6)
     1.0
     """
-    if not sigma > 0:
-        raise ValueError(f"sigma must be above 0, got {sigma}")
     return compare(RBF_CKA, X, Y, sigma=sigma)
 
 
@@ -225,7 +227,9 @@ def centred_distances(x: Tensor) -> Tensor:
     return double_centre(squared_distances(x).sqrt_()).to(x.dtype)
 
 
-DISTANCE_CORRELATION = Form(centred_distances, lambda xy, xx, yy: cosine(xy, xx, yy).clamp(min=0).sqrt())
+DISTANCE_CORRELATION = Form(
+    centred_distances, lambda xy, xx, yy: cosine(xy, xx, yy).clamp(min=0).sqrt(), proportional=False
+)
 
 
 @metric(
@@ -277,7 +281,10 @@ def rsm_difference(X: Tensor, Y: Tensor, distance: bool = False) -> Tensor:
 
 def column_space(x: Tensor) -> Tensor:
     """An orthonormal basis of what the features' columns span, `[N, D]` -> `[N, rank]`."""
-    u, s, _ = torch.linalg.svd(x.double(), full_matrices=False)
+    wide = x.double()
+    if wide.shape[1] > len(wide):  # x = (Q R)' has the left singular vectors of R', which is N x N
+        wide = torch.linalg.qr(wide.T).R.T
+    u, s, _ = torch.linalg.svd(wide, full_matrices=False)
     # float32 features are noise below their own rounding, whatever the SVD ran in
     rank = int((s > s[0] * max(x.shape) * torch.finfo(x.dtype).eps).sum())
     return u[:, :rank].to(x.dtype)
@@ -315,6 +322,8 @@ def eigenspace_overlap(X: Tensor, Y: Tensor) -> Tensor:
 
 def ridge_factor(x: Tensor, ridge: float = 1e-2) -> Tensor:
     """Z `[N, min(N, D)]` with Z Z' = X (S + ridge)^-1 X' / N, for centred features of mean squared length 1."""
+    if not ridge >= 0:
+        raise ValueError(f"ridge must be 0 or more, got {ridge}")
     n = len(x)
     z = centre(x.double())
     z = z / z.norm()
@@ -355,8 +364,6 @@ def gulp(X: Tensor, Y: Tensor, ridge: float = 1e-2, distance: bool = False) -> T
     >>> round(gulp(X, 3 * X + 1), 6)
     1.0
     """
-    if not ridge >= 0:
-        raise ValueError(f"ridge must be 0 or more, got {ridge}")
     xy, xx, yy = products(GULP, X, Y, ridge=ridge)
     return (xx + yy - 2 * xy).clamp(min=0) if distance else share(xy, xx, yy)
 

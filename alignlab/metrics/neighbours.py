@@ -102,12 +102,12 @@ def jaccard_knn(X: Tensor, Y: Tensor, k: int = 10) -> Tensor:
     >>> jaccard_knn(X, X) > jaccard_knn(X, X[::-1])
     True
     """
-    return jaccard(overlap(nearest(X, k), nearest(Y, k)), k).mean()
+    return jaccard(overlap(nearest(X, k), nearest(Y, k)).double(), k).mean()
 
 
 def jaccard(shared: Tensor, k: int) -> Tensor:
     """The Jaccard index of two sets of k with so many members in common."""
-    return shared / (2.0 * k - shared)
+    return shared / (2 * k - shared)
 
 
 @metric(
@@ -266,7 +266,7 @@ def joint_rank_knn(X: Tensor, Y: Tensor, k: int = 10) -> Tensor:
 
 def joint_rank(a: Tensor, b: Tensor) -> Tensor:
     """Jaccard index times rank similarity of two lists: `[..., N, k]` twice -> float64 `[..., N]`."""
-    return jaccard(overlap(a, b), a.shape[-1]) * ranks_alike(a, b)
+    return jaccard(overlap(a, b).double(), a.shape[-1]) * ranks_alike(a, b)
 
 
 @metric(
@@ -327,7 +327,6 @@ def cknna(X: Tensor, Y: Tensor, k: int = 10, eps: float = 1e-6) -> Tensor:
     >>> cknna(X, X) > 0.999
     True
     """
-    check_k(k, len(X), least=2)
     (u, a), (v, b) = neighbourhood(X, k), neighbourhood(Y, k)
     for z in (X, Y):
         eps *= min(1.0, float(z.square().sum(1).mean()))
@@ -336,6 +335,7 @@ def cknna(X: Tensor, Y: Tensor, k: int = 10, eps: float = 1e-6) -> Tensor:
 
 def neighbour_kernels(a: Tensor, u: Tensor, b: Tensor, v: Tensor, eps: float) -> Tensor:
     """CKNNA from lists `[N, k]` of neighbours a, b and of their inner products u, v, without any N x N matrix."""
+    check_k(a.shape[1], len(a), least=2)
     equal = agreement(a, b)
     both = equal.any(-1)  # [N, k]: which of a's are b's too
     theirs = (equal * v[:, None, :]).sum(-1)  # [N, k]: b's inner product with a's neighbour

@@ -116,6 +116,8 @@ def metric(
                 check_k(given.get("k", signature.parameters["k"].default), len(x))
             for label, t in (("X", x), ("Y", y)):
                 if is_same(t):
+                    if given.get("distance"):
+                        raise ValueError(f"{label} is the same for every item: it has no distance from anything")
                     warnings.warn(f"{label} is the same for every item; its score is 0", stacklevel=2)
                     return 0.0
             check_rows(x, "X")
@@ -170,7 +172,7 @@ def metric(
 
 def check_rows(x: Tensor, name: str) -> None:
     """ValueError where an item's feature is all zeros: it has no direction, and no neighbours."""
-    zero = ~x.any(1)
+    zero = x.norm(dim=1) == 0
     if zero.any():
         raise ValueError(
             f"{name} has a row of zeros (item {int(zero.nonzero()[0, 0])}); leave the item out or extract it again"

@@ -36,14 +36,20 @@ def rdm(x: Tensor, dissimilarity: str = "correlation", compare: str = "spearman"
 
     `[N, D]` -> `[N, N]`, symmetric, zeros on the diagonal, of norm 1 (ranks are large numbers).
     """
+    if dissimilarity not in DISSIMILARITIES:
+        raise ValueError(f"dissimilarity must be one of {', '.join(DISSIMILARITIES)}, got {dissimilarity!r}")
+    if compare not in COMPARISONS:
+        raise ValueError(f"compare must be one of {', '.join(COMPARISONS)}, got {compare!r}")
     n = len(x)
     upper = torch.triu_indices(n, n, 1, device=x.device)
     values = dissimilarities(x, dissimilarity)[upper[0], upper[1]]  # [N (N - 1) / 2]
+    # rounding must make neither an order of what is tied nor a variance of what is equal
+    steps = 1e12 if x.dtype == torch.float64 else 2.0**24
+    rounded = (values / values.max().clamp(min=torch.finfo(values.dtype).tiny) * steps).round()
     if compare == "spearman":
-        # rounding must not make an order of ties: float32 features know their dissimilarities to so many digits
-        values = ranked(values if x.dtype == torch.float64 else values.float())
+        values = ranked(rounded)
     if compare != "cosine":
-        values = centre(values)
+        values = centre(values) * (rounded != rounded[0]).any()  # all equal: nothing to correlate, 0 / 0
     values = values / values.norm()
     out = values.new_zeros(n, n)
     out[upper[0], upper[1]] = values
@@ -74,10 +80,6 @@ def rsa(X: Tensor, Y: Tensor, dissimilarity: str = "correlation", compare: str =
     >>> round(rsa(X, 3 * X), 6)
     1.0
     """
-    if dissimilarity not in DISSIMILARITIES:
-        raise ValueError(f"dissimilarity must be one of {', '.join(DISSIMILARITIES)}, got {dissimilarity!r}")
-    if compare not in COMPARISONS:
-        raise ValueError(f"compare must be one of {', '.join(COMPARISONS)}, got {compare!r}")
     if dissimilarity == "correlation":
         for name, t in (("X", X), ("Y", Y)):
             flat = (t - t[:, :1]).abs().amax(1) <= torch.finfo(t.dtype).eps * t.abs().amax(1)

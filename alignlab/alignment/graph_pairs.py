@@ -1,0 +1,129 @@
+"""Metrics on neighbour graphs over all layer pairs: one graph a layer, relabelled under permutations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from scipy.stats import hypergeom
+from torch import Tensor
+
+from alignlab.alignment.layers import Layers
+from alignlab.metrics.neighbours import overlap
+
+TABLE_BYTES = 500_000_000  # of the table of y's edges; with more items neighbour lists are compared instead
+
+
+class GraphPairs:
+    """A metric on two lists of neighbours: `score(a, u, b, v)` from x's neighbours a `[N, k]` and inner products u, y's b and v."""
+
+    def __init__(self, x: Layers, y: Layers, k: int, score: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
+        self.x, self.y, self.n, self.k, self.score = x, y, x.n, k, score
+        # Longer lists than k serve the subsets: half of the items keep about half of an item's neighbours.
+        self.length = min(self.n - 1, 2 * k + round(9 * k**0.5) + 12)
+
+    def _pairs(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> Tensor:
+        """Scores `[L_x, L_y]` from values and neighbours `[L, N, k]` of both."""
+        return torch.stack(
+            [
+                torch.stack([self.score(a, u, b, v).double() for v, b in zip(*y, strict=True)])
+                for u, a in zip(*x, strict=True)
+            ]
+        )
+
+    def matrix(self) -> Tensor:
+        return self._pairs(self.x.neighbours(self.k), self.y.neighbours(self.k))
+
+    def permuted(self, perms: Tensor) -> Tensor:
+        (u, a), y = self.x.neighbours(self.k), self.y.neighbours(self.k)
+        inverse = perms.argsort(1)
+        moved = [(u[:, back], perm[a[:, back]]) for perm, back in zip(perms, inverse, strict=True)]
+        return torch.stack([self._pairs(x, y) for x in moved])
+
+    def subsampled(self, subsets: Tensor) -> Tensor:
+        return torch.stack([self._pairs(self._within(self.x, s), self._within(self.y, s)) for s in subsets])
+
+    def _within(self, layers: Layers, subset: Tensor) -> tuple[Tensor, Tensor]:
+        """The graph among the members of a subset, members counted from 0: values and neighbours `[L, m, k]`."""
+        values, near = layers.neighbours(self.length)
+        place = torch.full((self.n,), -1, device=near.device)
+        place[subset] = torch.arange(len(subset), device=near.device)
+        values, near = values[:, subset], place[near[:, subset]]  # [L, m, length]; -1 for what is outside
+        member = near >= 0
+        keep = member & (member.cumsum(2, dtype=torch.int16) <= self.k)
+        short = keep.sum(2) < self.k  # [L, m]: the list ended too early
+        for layer, row in short.nonzero().tolist():
+            f = layers.features[layer][subset]
+            similarity = f @ f[row]  # [m]
+            similarity[row] = -torch.inf
+            values[layer, row, : self.k], near[layer, row, : self.k] = similarity.topk(self.k)
+            keep[layer, row] = torch.arange(self.length, device=near.device) < self.k
+        shape = (len(layers), len(subset), self.k)
+        return values[keep].view(shape), near[keep].view(shape)
+
+    def chance(self) -> Tensor | None:
+        return None
+
+
+class OverlapPairs(GraphPairs):
+    """A metric on how many neighbours an item's two lists share: the mean of `share(count)`, of count / k without it.
+
+    y's graphs are one table of bytes, looked up along x's edges: all layers of y at once, eight to a machine word.
+    """
+
+    def __init__(self, x: Layers, y: Layers, k: int, share: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__(x, y, k, lambda a, u, b, v: self._share(overlap(a, b)).double().mean())
+        self.share = share
+        self.words = -(-len(y) // 8)
+
+    def _share(self, counts: Tensor) -> Tensor:
+        return counts / self.k if self.share is None else self.share(counts)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        return self._tabulate(self.y.neighbours(self.k)[1])
+
+    def _tabulate(self, near: Tensor) -> Tensor:
+        """Edges `[L, m, k]` -> which layers have the edge (i, j), a byte each: int64 `[m m, words]`."""
+        layers, m, _ = near.shape
+        edge = torch.arange(m, device=near.device)[:, None] * m + near  # [L, m, k]
+        table = torch.zeros(m * m * self.words, dtype=torch.int64, device=near.device)
+        place = edge.flatten(1) * (8 * self.words) + torch.arange(layers, device=near.device)[:, None]
+        table.view(torch.uint8)[place.flatten()] = 1
+        return table.view(m * m, self.words)
+
+    def _look_up(self, table: Tensor, near: Tensor, item: Tensor) -> Tensor:
+        """Scores `[L_x, L_y]` of x's edges from `item` `[m]` to `near` `[L_x, m, k]`."""
+        layers, m, k = near.shape
+        edges = (item[:, None] * m + near).flatten()
+        found = table.index_select(0, edges).view(layers, m, k, self.words).sum(2)  # eight sums a word: k < 256
+        counts = found.view(torch.uint8)[:, :, : len(self.y)]  # [L_x, m, L_y]
+        if self.share is None:
+            return counts.sum(1, dtype=torch.int32).double() / (m * k)
+        return self.share(counts.double()).mean(1)
+
+    def _tabular(self, m: int) -> bool:
+        return self.k < 256 and m * m * 8 * self.words <= TABLE_BYTES
+
+    def matrix(self) -> Tensor:
+        return self.permuted(torch.arange(self.n, device=self.x.features[0].device)[None])[0]
+
+    def permuted(self, perms: Tensor) -> Tensor:
+        if not self._tabular(self.n):
+            return super().permuted(perms)
+        near = self.x.neighbours(self.k)[1]
+        return torch.stack([self._look_up(self._table, perm[near], perm) for perm in perms])
+
+    def subsampled(self, subsets: Tensor) -> Tensor:
+        if not self._tabular(subsets.shape[1]):
+            return super().subsampled(subsets)
+        members = torch.arange(subsets.shape[1], device=subsets.device)
+        both = [(self._within(self.x, s)[1], self._within(self.y, s)[1]) for s in subsets]
+        return torch.stack([self._look_up(self._tabulate(near_y), near_x, members) for near_x, near_y in both])
+
+    def chance(self) -> Tensor:
+        """The mean over what two random sets of k out of N - 1 share."""
+        shared = torch.arange(self.k + 1, dtype=torch.float64)
+        probability = torch.from_numpy(hypergeom(self.n - 1, self.k, self.k).pmf(shared.numpy()))
+        return (self._share(shared) * probability).sum().expand(len(self.x), len(self.y))

@@ -1,0 +1,247 @@
+"""Metrics that compare matrices of items by items, over all layer pairs: one matrix, or one narrow factor, a layer."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignlab.alignment.layers import Layers
+from alignlab.metrics.kernels import CKA, UNBIASED_CKA, Form, unbiased
+
+BLOCK = 32  # rows of a matrix that are multiplied at once: what is gathered for them stays in the processor's cache
+TOGETHER = 8  # permutations that are gathered at once
+ROWS_AT_ONCE = 8192  # items whose products are summed in float32 before they go to float64
+
+
+def is_linear(form: Form) -> bool:
+    """Whether the matrix is the centred linear kernel: rows that `prepare` made have length 1, so nothing is rescaled."""
+    return form in (CKA, UNBIASED_CKA)
+
+
+class KernelPairs:
+    """A `Form` on matrices `[L, N, N]`. They are symmetric: only what is on and above the diagonal is multiplied."""
+
+    def __init__(self, x: Layers, y: Layers, form: Form, options: dict[str, Any] | None = None) -> None:
+        self.layers_x, self.layers_y = x, y
+        self.form, self.options = form, options or {}
+        self.n = x.n
+        self.x, self.y = self._matrices(x), self._matrices(y)
+
+    def _matrices(self, layers: Layers) -> Tensor:
+        if is_linear(self.form):
+            return layers.grams()
+        return torch.stack([self.form.matrix(f, **self.options) for f in layers.features])
+
+    @cached_property
+    def _diagonals(self) -> tuple[Tensor, Tensor]:
+        """`[L, N]`, float64."""
+        x, y = (m.diagonal(dim1=1, dim2=2).double() for m in (self.x, self.y))
+        return x, y
+
+    @cached_property
+    def _own(self) -> tuple[Tensor, Tensor]:
+        """<M, M> of each layer, `[L]`, as the form counts it."""
+        own = []
+        for matrices, diagonal in zip((self.x, self.y), self._diagonals, strict=True):
+            squares = torch.stack([_inner(m, m) for m in matrices])
+            own.append(self._counted(squares, diagonal.square().sum(1), diagonal.sum(1) ** 2))
+        return own[0], own[1]
+
+    def _counted(self, products: Tensor, diagonals: Tensor, traces: Tensor) -> Tensor:
+        return unbiased(products, diagonals, traces, self.n) if self.form.hollow else products
+
+    def _combined(self, products: Tensor, diagonals: Tensor) -> Tensor:
+        """Scores from <Mx, My> and the products of diagonals, both `[..., L_x, L_y]`."""
+        (x, y), (own_x, own_y) = self._diagonals, self._own
+        counted = self._counted(products, diagonals, x.sum(1)[:, None] * y.sum(1))
+        return self.form.combine(counted, own_x[:, None], own_y)
+
+    def matrix(self) -> Tensor:
+        products = torch.zeros(len(self.x), len(self.y), dtype=torch.float64, device=self.x.device)
+        for start in range(0, self.n, BLOCK):  # a sum of N^2 numbers in one float32 would lose digits
+            rows = slice(start, start + BLOCK)
+            products += (self.x[:, rows].flatten(1) @ self.y[:, rows].flatten(1).T).double()
+        x, y = self._diagonals
+        return self._combined(products, x @ y.T)
+
+    @cached_property
+    def _layers_last(self) -> tuple[Tensor, bool]:
+        """The matrices of the model with fewer layers, `[N N, L]`: one index fetches all of them. And whether it is x's."""
+        moves_x = len(self.x) <= len(self.y)
+        moving = self.x if moves_x else self.y
+        return moving.permute(1, 2, 0).reshape(self.n**2, -1), moves_x
+
+    def permuted(self, perms: Tensor) -> Tensor:
+        moving, moves_x = self._layers_last
+        fixed = self.y if moves_x else self.x  # [L, N, N]
+        inverse = perms.argsort(1)
+        # item i of x moves to perm[i]: what stands at (a, b) came from inverse[a], inverse[b]; or y is moved back
+        source = inverse if moves_x else perms
+        out = torch.zeros(len(fixed), len(perms), moving.shape[1], dtype=torch.float64, device=perms.device)
+        # one buffer for all that is gathered: fresh memory for each would cost more than the products
+        largest, width = min(BLOCK, self.n) * self.n, moving.shape[1]
+        fetched, buffer = (
+            moving.new_empty(largest, width),
+            moving.new_empty(largest * min(TOGETHER, len(perms)) * width),
+        )
+        for start in range(0, self.n, BLOCK):
+            rows = slice(start, start + BLOCK)
+            block = fixed[:, rows, start:].clone()  # [L, b, c], the block row from the diagonal on
+            block[:, :, BLOCK:] *= 2  # what lies above the diagonal stands for both sides
+            flat = block.flatten(1)  # [L, b c]
+            for at in range(0, len(perms), TOGETHER):
+                some = source[at : at + TOGETHER]
+                gathered = buffer[: flat.shape[1] * len(some) * width].view(flat.shape[1], len(some), width)
+                for i, p in enumerate(some):  # one by one: what lies close together is fetched together
+                    index = (p[rows, None] * self.n + p[start:]).flatten()  # [b c]
+                    gathered[:, i] = torch.index_select(moving, 0, index, out=fetched[: len(index)])
+                products = flat @ gathered.flatten(1)  # [L, P L']
+                out[:, at : at + TOGETHER] += products.view(len(fixed), len(some), width)
+        scores = out.permute(1, 2, 0) if moves_x else out.permute(1, 0, 2)  # [P, L_x, L_y]
+        x, y = self._diagonals
+        return self._combined(scores, x.T[inverse].transpose(1, 2) @ y.T)
+
+    def subsampled(self, subsets: Tensor) -> Tensor:
+        if is_linear(self.form):
+            return self._recentred(subsets)
+        few = (KernelPairs(self.layers_x.rows(s), self.layers_y.rows(s), self.form, self.options) for s in subsets)
+        return torch.stack([pairs.matrix() for pairs in few])
+
+    def _recentred(self, subsets: Tensor) -> Tensor:
+        """Linear kernels on subsets `[S, m]`, centred again on each.
+
+        With s the subset's indicator, a sum of K L over its pairs is the quadratic form s' (K * L) s, and centring takes
+        away what the row sums K s and L s say: all subsets at once, in matrix products.
+        """
+        m = subsets.shape[1]
+        chosen = torch.zeros(self.n, len(subsets), dtype=self.x.dtype, device=self.x.device)
+        chosen.scatter_(0, subsets.T, 1.0)  # [N, S]
+
+        def form(k: Tensor, l: Tensor) -> Tensor:
+            return (((k * l) @ chosen) * chosen).sum(0, dtype=torch.float64)  # [S]
+
+        def row_sums(grams: Tensor) -> Tensor:
+            return ((grams @ chosen) * chosen).permute(2, 0, 1).double()  # [S, L, N], zero outside the subset
+
+        sums = [row_sums(k) for k in (self.x, self.y)]
+        totals = [r.sum(2) for r in sums]  # [S, L]
+        inside = chosen.T[:, None].double()  # [S, 1, N]
+        diagonals = [
+            (d - 2 / m * r + t[:, :, None] / m**2) * inside
+            for d, r, t in zip(self._diagonals, sums, totals, strict=True)
+        ]  # [S, L, N]
+        traces = [d.sum(2) for d in diagonals]
+
+        def counted(products: Tensor, diagonal: Tensor, trace: Tensor) -> Tensor:
+            return unbiased(products, diagonal, trace, m) if self.form.hollow else products
+
+        (rx, ry), (tx, ty), (dx, dy), (sx, sy) = sums, totals, diagonals, traces
+        cross = torch.stack([torch.stack([form(k, l) for l in self.y], 1) for k in self.x], 1)  # [S, L_x, L_y]
+        cross += tx[:, :, None] * ty[:, None] / m**2 - 2 / m * rx @ ry.transpose(1, 2)
+        cross = counted(cross, dx @ dy.transpose(1, 2), sx[:, :, None] * sy[:, None])
+        own = []
+        for grams, r, t, d, s in zip((self.x, self.y), sums, totals, diagonals, traces, strict=True):
+            squares = torch.stack([form(k, k) for k in grams], 1) + t**2 / m**2 - 2 / m * r.square().sum(2)
+            own.append(counted(squares, d.square().sum(2), s**2))
+        return self.form.combine(cross, own[0][:, :, None], own[1][:, None])
+
+    def chance(self) -> Tensor | None:
+        sums = [m.sum(2).sum(1, dtype=torch.float64) for m in (self.x, self.y)]
+        return _chance(self.form, self._own, self._diagonals, sums)
+
+
+class FactorPairs:
+    """A `Form` on factors `[N, r]`, r below N: <Mx, My> is |Zx' Zy|^2, and no N x N matrix exists."""
+
+    def __init__(self, x: Layers, y: Layers, form: Form, options: dict[str, Any] | None = None) -> None:
+        self.layers_x, self.layers_y = x, y
+        self.form, self.options = form, options or {}
+        self.n = x.n
+        self.x, self.y = self._factors(x), self._factors(y)
+
+    def _factors(self, layers: Layers) -> list[Tensor]:
+        assert self.form.factor is not None
+        return [self.form.factor(f, **self.options) for f in layers.features]
+
+    @cached_property
+    def _diagonals(self) -> tuple[Tensor, Tensor]:
+        """Of the matrices, `[L, N]`, float64."""
+        x, y = (torch.stack([z.square().sum(1).double() for z in side]) for side in (self.x, self.y))
+        return x, y
+
+    @cached_property
+    def _wide(self) -> tuple[Tensor, Tensor]:
+        """All layers side by side, `[N, R]`."""
+        return torch.cat(self.x, 1), torch.cat(self.y, 1)
+
+    @cached_property
+    def _own(self) -> tuple[Tensor, Tensor]:
+        own = []
+        for side, diagonal in zip((self.x, self.y), self._diagonals, strict=True):
+            squares = torch.stack([_cross(z, z, [z.shape[1]], [z.shape[1]])[0, 0] for z in side])
+            own.append(self._counted(squares, diagonal.square().sum(1), diagonal.sum(1) ** 2))
+        return own[0], own[1]
+
+    def _counted(self, products: Tensor, diagonals: Tensor, traces: Tensor) -> Tensor:
+        return unbiased(products, diagonals, traces, self.n) if self.form.hollow else products
+
+    def matrix(self) -> Tensor:
+        return self.permuted(torch.arange(self.n, device=self.x[0].device)[None])[0]
+
+    def permuted(self, perms: Tensor) -> Tensor:
+        (wide_x, wide_y), (x, y), (own_x, own_y) = self._wide, self._diagonals, self._own
+        x_widths, y_widths = [z.shape[1] for z in self.x], [z.shape[1] for z in self.y]
+        traces = x.sum(1)[:, None] * y.sum(1)
+        out = []
+        for back in perms.argsort(1):
+            products = _cross(wide_x, wide_y, x_widths, y_widths, back)
+            counted = self._counted(products, x[:, back] @ y.T, traces)
+            out.append(self.form.combine(counted, own_x[:, None], own_y))
+        return torch.stack(out)
+
+    def subsampled(self, subsets: Tensor) -> Tensor:
+        few = (FactorPairs(self.layers_x.rows(s), self.layers_y.rows(s), self.form, self.options) for s in subsets)
+        return torch.stack([pairs.matrix() for pairs in few])
+
+    def chance(self) -> Tensor | None:
+        sums = [torch.stack([z.sum(0, dtype=torch.float64).square().sum() for z in side]) for side in (self.x, self.y)]
+        return _chance(self.form, self._own, self._diagonals, sums)
+
+
+def _inner(k: Tensor, l: Tensor) -> Tensor:
+    return torch.stack([(k[i : i + BLOCK] * l[i : i + BLOCK]).sum().double() for i in range(0, len(k), BLOCK)]).sum()
+
+
+def _cross(x: Tensor, y: Tensor, x_widths: list[int], y_widths: list[int], order: Tensor | None = None) -> Tensor:
+    """|Zx' Zy|^2 of all layers side by side, `[N, R_x]`, `[N, R_y]` -> float64 `[L_x, L_y]`, x's items in that order."""
+    total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
+    for start in range(0, len(x), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part = x[rows] if order is None else x[order[rows]]
+        total += part.T @ y[rows]
+    total.square_()
+    starts = [list(accumulate(widths, initial=0)) for widths in (x_widths, y_widths)]
+    by_row = torch.stack([total[a:b].sum(0) for a, b in zip(starts[0], starts[0][1:], strict=False)])
+    return torch.stack([by_row[:, a:b].sum(1) for a, b in zip(starts[1], starts[1][1:], strict=False)], 1)
+
+
+def _chance(
+    form: Form, own: tuple[Tensor, Tensor], diagonals: tuple[Tensor, Tensor], sums: list[Tensor]
+) -> Tensor | None:
+    """The exact mean over all permutations, where the score is proportional to <Mx, My>.
+
+    A permutation moves diagonal entries among themselves and the others among themselves, each to each place alike.
+    """
+    if not form.proportional:
+        return None
+    n = diagonals[0].shape[1]
+    trace_x, trace_y = (d.sum(1) for d in diagonals)
+    rest_x, rest_y = sums[0] - trace_x, sums[1] - trace_y
+    mean = trace_x[:, None] * trace_y / n + rest_x[:, None] * rest_y / (n * (n - 1))
+    if form.hollow:  # rows and diagonals of what is compared sum to 0
+        mean = torch.zeros_like(mean)
+    return form.combine(mean, own[0][:, None], own[1])
