@@ -17,14 +17,14 @@ from alignlab.alignment.pairs import EachPair, LayerPairs
 from alignlab.alignment.result import Alignment, Best, MetricResult
 from alignlab.metrics import Metric, check_name, kernels, neighbours
 from alignlab.metrics.inputs import as_tensor, check_count, check_k, is_same, prepare_tensor
-from alignlab.metrics.permutation import LEAST, kernel_moments, pearson3_p, permutation_moments
+from alignlab.metrics.permutation import LEAST, feature_moments, kernel_moments, pearson3_p, permutation_moments
 from alignlab.metrics.registry import REGISTRY, check_rows
 from alignlab.metrics.rsa import RSA
 from alignlab.progress import Tick, progress
 
 # What the matrices of one group of layers may take; more layers are done group by group.
 BYTES_AT_ONCE = 1_200_000_000
-MOMENTS_UP_TO = 10_000  # items, for the closed-form p-value, which costs N^3
+MOMENTS_UP_TO = 5_000  # items, for the closed-form p-value beside the shuffles': it costs N^2 D or N^3
 CHUNK = 16  # permutations or subsets between two signs of progress
 
 FORMS = {
@@ -380,7 +380,7 @@ def _measure(
         ceiling=ceiling,
         measured=(kept[0], kept[1]),
     )
-    if metric.name == "cka" and LEAST <= sides.x.n <= MOMENTS_UP_TO:
+    if metric.name == "cka" and len(draws.perms) and LEAST <= sides.x.n <= MOMENTS_UP_TO:
         result = dataclasses.replace(result, pair_p=_pair_p(result.best(), sides, kept))
     held_out, held_out_null = _held_out(_core(metric, settings, sides), sides, halves, draws)
     return dataclasses.replace(result, held_out=held_out, held_out_null=held_out_null)
@@ -395,8 +395,8 @@ def _pair_p(best: Best, sides: _Sides, kept: list[list[int]]) -> float:
     moments = []
     for side, layer, which in ((sides.x, best.x_layer, kept[0]), (sides.y, best.y_layer, kept[1])):
         place = which.index(layer)
-        gram = side.grams()[place] if side.keep_grams else kernels.centred_gram(side.features[place])
-        moments.append(kernel_moments(gram))
+        features = side.features[place]
+        moments.append(kernel_moments(side.grams()[place]) if side.keep_grams else feature_moments(features))
     return float(pearson3_p(best.score, *permutation_moments(moments[0], moments[1], sides.x.n)))
 
 

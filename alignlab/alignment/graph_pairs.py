@@ -73,12 +73,10 @@ class OverlapPairs(GraphPairs):
     """
 
     def __init__(self, x: Layers, y: Layers, k: int, share: Callable[[Tensor], Tensor] | None = None) -> None:
-        super().__init__(x, y, k, lambda a, u, b, v: self._share(overlap(a, b)).double().mean())
-        self.share = share
+        self.plain = share is None
+        self.share = of = (lambda counts: counts / k) if share is None else share
+        super().__init__(x, y, k, lambda a, u, b, v: of(overlap(a, b)).double().mean())
         self.words = -(-len(y) // 8)
-
-    def _share(self, counts: Tensor) -> Tensor:
-        return counts / self.k if self.share is None else self.share(counts)
 
     @cached_property
     def _table(self) -> Tensor:
@@ -87,21 +85,21 @@ class OverlapPairs(GraphPairs):
     def _tabulate(self, near: Tensor) -> Tensor:
         """Edges `[L, m, k]` -> which layers have the edge (i, j), a byte each: int64 `[m m, words]`."""
         layers, m, _ = near.shape
-        edge = torch.arange(m, device=near.device)[:, None] * m + near  # [L, m, k]
-        table = torch.zeros(m * m * self.words, dtype=torch.int64, device=near.device)
-        place = edge.flatten(1) * (8 * self.words) + torch.arange(layers, device=near.device)[:, None]
-        table.view(torch.uint8)[place.flatten()] = 1
-        return table.view(m * m, self.words)
+        edge = (torch.arange(m, device=near.device)[:, None] * m + near).flatten(1)  # [L, m k]
+        table = torch.zeros(m * m, self.words, dtype=torch.int64, device=near.device)
+        place = edge * (8 * self.words) + torch.arange(layers, device=near.device)[:, None]
+        table.view(torch.uint8).view(-1)[place.flatten()] = 1
+        return table
 
     def _look_up(self, table: Tensor, near: Tensor, item: Tensor) -> Tensor:
         """Scores `[L_x, L_y]` of x's edges from `item` `[m]` to `near` `[L_x, m, k]`."""
         layers, m, k = near.shape
         edges = (item[:, None] * m + near).flatten()
         found = table.index_select(0, edges).view(layers, m, k, self.words).sum(2)  # eight sums a word: k < 256
-        counts = found.view(torch.uint8)[:, :, : len(self.y)]  # [L_x, m, L_y]
-        if self.share is None:
-            return counts.sum(1, dtype=torch.int32).double() / (m * k)
-        return self.share(counts.double()).mean(1)
+        counts = found.view(torch.uint8)  # [L_x, m, 8 words]
+        if self.plain:
+            return counts.sum(1, dtype=torch.int32)[:, : len(self.y)].double() / (m * k)
+        return self.share(counts.double()).mean(1)[:, : len(self.y)]
 
     def _tabular(self, m: int) -> bool:
         return self.k < 256 and m * m * 8 * self.words <= TABLE_BYTES
@@ -126,4 +124,4 @@ class OverlapPairs(GraphPairs):
         """The mean over what two random sets of k out of N - 1 share."""
         shared = torch.arange(self.k + 1, dtype=torch.float64)
         probability = torch.from_numpy(hypergeom(self.n - 1, self.k, self.k).pmf(shared.numpy()))
-        return (self._share(shared) * probability).sum().expand(len(self.x), len(self.y))
+        return (self.share(shared) * probability).sum().expand(len(self.x), len(self.y))

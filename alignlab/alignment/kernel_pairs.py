@@ -73,7 +73,7 @@ class KernelPairs:
         """The matrices of the model with fewer layers, `[N N, L]`: one index fetches all of them. And whether it is x's."""
         moves_x = len(self.x) <= len(self.y)
         moving = self.x if moves_x else self.y
-        return moving.permute(1, 2, 0).reshape(self.n**2, -1), moves_x
+        return moving.permute(1, 2, 0).contiguous().view(self.n**2, -1), moves_x
 
     def permuted(self, perms: Tensor) -> Tensor:
         moving, moves_x = self._layers_last
@@ -83,11 +83,8 @@ class KernelPairs:
         source = inverse if moves_x else perms
         out = torch.zeros(len(fixed), len(perms), moving.shape[1], dtype=torch.float64, device=perms.device)
         # one buffer for all that is gathered: fresh memory for each would cost more than the products
-        largest, width = min(BLOCK, self.n) * self.n, moving.shape[1]
-        fetched, buffer = (
-            moving.new_empty(largest, width),
-            moving.new_empty(largest * min(TOGETHER, len(perms)) * width),
-        )
+        width = moving.shape[1]
+        buffer = moving.new_empty(min(BLOCK, self.n) * self.n * min(TOGETHER, len(perms)), width)
         for start in range(0, self.n, BLOCK):
             rows = slice(start, start + BLOCK)
             block = fixed[:, rows, start:].clone()  # [L, b, c], the block row from the diagonal on
@@ -95,11 +92,9 @@ class KernelPairs:
             flat = block.flatten(1)  # [L, b c]
             for at in range(0, len(perms), TOGETHER):
                 some = source[at : at + TOGETHER]
-                gathered = buffer[: flat.shape[1] * len(some) * width].view(flat.shape[1], len(some), width)
-                for i, p in enumerate(some):  # one by one: what lies close together is fetched together
-                    index = (p[rows, None] * self.n + p[start:]).flatten()  # [b c]
-                    gathered[:, i] = torch.index_select(moving, 0, index, out=fetched[: len(index)])
-                products = flat @ gathered.flatten(1)  # [L, P L']
+                index = (some[:, rows, None] * self.n + some[:, None, start:]).permute(1, 2, 0)  # [b, c, P]
+                gathered = torch.index_select(moving, 0, index.flatten(), out=buffer[: index.numel()])
+                products = flat @ gathered.view(flat.shape[1], -1)  # [L, P L']
                 out[:, at : at + TOGETHER] += products.view(len(fixed), len(some), width)
         scores = out.permute(1, 2, 0) if moves_x else out.permute(1, 0, 2)  # [P, L_x, L_y]
         x, y = self._diagonals

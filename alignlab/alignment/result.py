@@ -22,12 +22,14 @@ ARRAYS = ("matrix", "chance", "null_max", "subset_max", "held_out", "held_out_nu
 class Best:
     """The best of all layer pairs, judged against the same maximum over shuffled pairings.
 
-    `chance` is what unrelated items give this pair of layers alone, on average. `calibrated` is 0 at the null's mean and
-    1 at the score of identical representations. `pair_p`, of CKA, is the closed-form p-value of this pair of layers as if
-    no other had been tried (`metrics.cka_test`). `held_out` is the score of a pair chosen on the other half of the items,
-    `held_out_null` the same with its items shuffled. `p`, `z`, `null_mean`, `null_std` and `calibrated` are None without
-    nulls, `ci95` without resamples, `held_out` without splits, and all of them where one model has no layer that
-    varies; `chance` is None for a metric without a closed form when there are no nulls.
+    `chance` is what unrelated items give this pair of layers alone, on average; None for a metric without a closed form
+    when there are no nulls. `calibrated` is 0 at the null's mean and 1 at the score of identical representations.
+    `pair_p`, of CKA, is the closed-form p-value of this pair of layers as if no other had been tried, for up to 5,000
+    items (`metrics.cka_test` takes more). `held_out` is the score of a pair chosen on the other half of the items,
+    `held_out_null` the same with its items shuffled.
+
+    `p`, `z`, `null_mean`, `null_std`, `calibrated` and `pair_p` are None without nulls, `ci95` without resamples,
+    `held_out` without splits, and all of them where one model has no layer that varies.
     """
 
     score: float

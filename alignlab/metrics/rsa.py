@@ -45,7 +45,8 @@ def rdm(x: Tensor, dissimilarity: str = "correlation", compare: str = "spearman"
     values = dissimilarities(x, dissimilarity)[upper[0], upper[1]]  # [N (N - 1) / 2]
     # rounding must make neither an order of what is tied nor a variance of what is equal
     steps = 1e12 if x.dtype == torch.float64 else 2.0**24
-    rounded = (values / values.max().clamp(min=torch.finfo(values.dtype).tiny) * steps).round()
+    largest = float(values.max()) if dissimilarity == "euclidean" else 2.0
+    rounded = (values / largest * steps).round()
     if compare == "spearman":
         values = ranked(rounded)
     if compare != "cosine":

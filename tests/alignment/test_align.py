@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,18 @@ def test_many_items_are_never_held_against_each_other(monkeypatch):
         for array in ("matrix", "null_max", "subset_max", "chance"):
             a, b = (getattr(r.metrics[name], array) for r in (whole, parts))
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=f"{name} {array}")
+
+
+def test_nothing_is_left_behind(features):
+    """Features can be gigabytes: what holds them must go with the call, not with the next garbage collection."""
+    align(*features, ["mutual_knn", "jaccard_knn", "cka", "rsa", "svcca"], k=K, nulls=2, resamples=2, split_half=1)
+    gc.collect()
+    gc.disable()
+    try:
+        align(*features, ["mutual_knn", "jaccard_knn", "cka", "rsa", "svcca"], k=K, nulls=2, resamples=2, split_half=1)
+        assert not [o for o in gc.get_objects() if type(o) in (Layers, KernelPairs, OverlapPairs)]
+    finally:
+        gc.enable()
 
 
 def test_a_symmetric_product_is_the_product():
