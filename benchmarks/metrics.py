@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from alignlab import metrics
@@ -128,7 +128,7 @@ def one(metric: str, n: int) -> dict[str, Any]:
     small = [f[:64] for f in x], [f[:64] for f in y]
     align(*small, [metric], k=K, nulls=0, resamples=0)  # what is loaded on first use is not the metric's
     before = peak()
-    took = seconds(lambda: align(x, y, [metric], k=K, nulls=0, resamples=0), 3 if n < 30_000 else 1)
+    took = seconds(lambda: align(x, y, [metric], k=K, nulls=0, resamples=0), 3 if n < 30_000 else 2)
     return {"metric": metric, "n": n, "seconds": round(took, 3), "peak_GB": peak(), "before_GB": before}
 
 
@@ -139,7 +139,7 @@ def exponents(rows: list[dict[str, Any]]) -> dict[str, float]:
         mine = [r for r in rows if r["metric"] == metric]
         if len(mine) >= 3:
             low, high = mine[-3], mine[-1]
-            found[metric] = round(np.log(high["seconds"] / low["seconds"]) / np.log(high["n"] / low["n"]), 2)
+            found[metric] = round(math.log(high["seconds"] / low["seconds"]) / math.log(high["n"] / low["n"]), 2)
     return found
 
 

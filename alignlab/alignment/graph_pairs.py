@@ -92,14 +92,17 @@ class OverlapPairs(GraphPairs):
         return table
 
     def _look_up(self, table: Tensor, near: Tensor, item: Tensor) -> Tensor:
-        """Scores `[L_x, L_y]` of x's edges from `item` `[m]` to `near` `[L_x, m, k]`."""
-        layers, m, k = near.shape
-        edges = (item[:, None] * m + near).flatten()
-        found = table.index_select(0, edges).view(layers, m, k, self.words).sum(2)  # eight sums a word: k < 256
-        counts = found.view(torch.uint8)  # [L_x, m, 8 words]
+        """Scores `[L_x, L_y]` of x's edges from `item` `[m]` to `near` `[m, L_x, k]`.
+
+        Items first: what is looked up for one of them lies close together in the table.
+        """
+        m, layers, k = near.shape
+        edges = (item[:, None, None] * m + near).flatten()
+        found = table.index_select(0, edges).view(m, layers, k, self.words).sum(2)  # eight sums a word: k < 256
+        counts = found.view(torch.uint8)  # [m, L_x, 8 words]
         if self.plain:
-            return counts.sum(1, dtype=torch.int32)[:, : len(self.y)].double() / (m * k)
-        return self.share(counts.double()).mean(1)[:, : len(self.y)]
+            return counts.sum(0, dtype=torch.int32)[:, : len(self.y)].double() / (m * k)
+        return self.share(counts.double()).mean(0)[:, : len(self.y)]
 
     def _tabular(self, m: int) -> bool:
         return self.k < 256 and m * m * 8 * self.words <= TABLE_BYTES
@@ -110,15 +113,18 @@ class OverlapPairs(GraphPairs):
     def permuted(self, perms: Tensor) -> Tensor:
         if not self._tabular(self.n):
             return super().permuted(perms)
-        near = self.x.neighbours(self.k)[1]
-        return torch.stack([self._look_up(self._table, perm[near], perm) for perm in perms])
+        near = self.x.neighbours(self.k)[1].transpose(0, 1).contiguous()
+        moved = (perm.index_select(0, near.flatten()).view(near.shape) for perm in perms)
+        return torch.stack([self._look_up(self._table, m, perm) for m, perm in zip(moved, perms, strict=True)])
 
     def subsampled(self, subsets: Tensor) -> Tensor:
         if not self._tabular(subsets.shape[1]):
             return super().subsampled(subsets)
         members = torch.arange(subsets.shape[1], device=subsets.device)
         both = [(self._within(self.x, s)[1], self._within(self.y, s)[1]) for s in subsets]
-        return torch.stack([self._look_up(self._tabulate(near_y), near_x, members) for near_x, near_y in both])
+        return torch.stack(
+            [self._look_up(self._tabulate(near_y), near_x.transpose(0, 1), members) for near_x, near_y in both]
+        )
 
     def chance(self) -> Tensor:
         """The mean over what two random sets of k out of N - 1 share."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from alignlab.metrics.inputs import check_k
 from alignlab.metrics.registry import metric
 
-ENTRIES_AT_ONCE = 2**26  # of the similarity matrix: blocks of 256 MB in float32
+ENTRIES_AT_ONCE = 2**24  # of the similarity matrix: blocks of 64 MB in float32
 PRH = "Huh et al. 2024, The Platonic Representation Hypothesis"
 RESI = "Klabunde et al. 2024, ReSi: A Comprehensive Benchmark for Representational Similarity Measures"
 
@@ -33,10 +33,11 @@ def neighbourhood(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     # point the same way, the differences that decide about neighbours keep their digits.
     towards, offset = centred @ mean, mean @ mean
     values, found = [], []
-    rows = max(1, ENTRIES_AT_ONCE // len(x))
+    rows = min(len(x), max(1, ENTRIES_AT_ONCE // len(x)))
+    buffer = x.new_empty(rows, len(x))  # once: fresh memory for each block would cost as much as the product
     for start in range(0, len(x), rows):
-        gram = centred[start : start + rows] @ centred.T  # [b, N]
-        value, index = top(gram, towards, start, k)
+        block = centred[start : start + rows]
+        value, index = top(torch.matmul(block, centred.T, out=buffer[: len(block)]), towards, start, k)
         values.append(value + towards[start : start + rows, None] + offset)
         found.append(index)
     return torch.cat(values), torch.cat(found)
