@@ -45,10 +45,11 @@ named changes the score; the tests hold every metric to both.
 ![all metrics on pairs whose similarity runs from 0 to 1](metrics.png)
 
 The figure: X has {items} items and {width} features with a spectrum that falls as 1/k, Y = s X + sqrt(1 - s^2) X' with X' an
-independent copy of X, prepared as `align` does, mean of {seeds} draws. Blue: Y as it is. Orange: Y rotated at random. Grey:
-mean and two standard deviations for shuffled items. Blue runs from chance to the upper end; where orange leaves blue the
-metric asks for more than the same geometry. Few run straight, so no score is a share of anything, and scores of two metrics
-do not compare.
+independent copy of X, rows of length 1, mean of {seeds} draws. Blue: Y as it is. Orange: Y rotated at random. Grey:
+mean and two standard deviations for shuffled items. Blue runs from chance to the upper end; where orange
+leaves blue the metric asks for more than the same geometry (and so does any metric after `prepare`'s clamping, which is done
+feature by feature). Few run straight, so no score is a share of anything, and scores of two metrics do not compare. `magnitude`,
+`concentricity`, `uniformity` and `imd` do not know which item is which: shuffling leaves them where they were.
 """
 
 TAIL = """
@@ -120,7 +121,7 @@ def pair(similarity: float, rng: np.random.Generator, rotate: bool) -> tuple[np.
     y = similarity * x + np.sqrt(1 - similarity**2) * other
     if rotate:
         y = y @ np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]
-    return metrics.prepare(x), metrics.prepare(y)
+    return metrics.prepare(x, q=1), metrics.prepare(y, q=1)
 
 
 def figure(path: Path) -> None:

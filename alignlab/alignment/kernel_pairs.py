@@ -165,13 +165,14 @@ class FactorPairs:
     @cached_property
     def _diagonals(self) -> tuple[Tensor, Tensor]:
         """Of the matrices, `[L, N]`, float64."""
-        x, y = (torch.stack([z.square().sum(1).double() for z in side]) for side in (self.x, self.y))
+        x, y = (torch.stack([z.norm(dim=1).double().square() for z in side]) for side in (self.x, self.y))
         return x, y
 
     @cached_property
     def _wide(self) -> tuple[Tensor, Tensor]:
         """All layers side by side, `[N, R]`."""
-        return torch.cat(self.x, 1), torch.cat(self.y, 1)
+        x, y = (side[0] if len(side) == 1 else torch.cat(side, 1) for side in (self.x, self.y))
+        return x, y
 
     @cached_property
     def _own(self) -> tuple[Tensor, Tensor]:
@@ -184,26 +185,27 @@ class FactorPairs:
     def _counted(self, products: Tensor, diagonals: Tensor, traces: Tensor) -> Tensor:
         return unbiased(products, diagonals, traces, self.n) if self.form.hollow else products
 
+    def _scores(self, back: Tensor | None = None) -> Tensor:
+        """With x's items in that order."""
+        (x, y), (own_x, own_y) = self._diagonals, self._own
+        widths = ([z.shape[1] for z in self.x], [z.shape[1] for z in self.y])
+        products = _cross(*self._wide, widths[0], widths[1], back)
+        diagonals = (x if back is None else x[:, back]) @ y.T
+        counted = self._counted(products, diagonals, x.sum(1)[:, None] * y.sum(1))
+        return self.form.combine(counted, own_x[:, None], own_y)
+
     def matrix(self) -> Tensor:
-        return self.permuted(torch.arange(self.n, device=self.x[0].device)[None])[0]
+        return self._scores()
 
     def permuted(self, perms: Tensor) -> Tensor:
-        (wide_x, wide_y), (x, y), (own_x, own_y) = self._wide, self._diagonals, self._own
-        x_widths, y_widths = [z.shape[1] for z in self.x], [z.shape[1] for z in self.y]
-        traces = x.sum(1)[:, None] * y.sum(1)
-        out = []
-        for back in perms.argsort(1):
-            products = _cross(wide_x, wide_y, x_widths, y_widths, back)
-            counted = self._counted(products, x[:, back] @ y.T, traces)
-            out.append(self.form.combine(counted, own_x[:, None], own_y))
-        return torch.stack(out)
+        return torch.stack([self._scores(back) for back in perms.argsort(1)])
 
     def subsampled(self, subsets: Tensor) -> Tensor:
         few = (FactorPairs(self.layers_x.rows(s), self.layers_y.rows(s), self.form, self.options) for s in subsets)
         return torch.stack([pairs.matrix() for pairs in few])
 
     def chance(self) -> Tensor | None:
-        sums = [torch.stack([z.sum(0, dtype=torch.float64).square().sum() for z in side]) for side in (self.x, self.y)]
+        sums = [torch.stack([z.sum(0).double().square().sum() for z in side]) for side in (self.x, self.y)]
         return _chance(self.form, self._own, self._diagonals, sums)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignlab import metrics
+from alignlab import align, metrics
 from alignlab.metrics import neighbours
+from alignlab.metrics.registry import REGISTRY
 
 
 def draw(n: int, dx: int, dy: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,3 +73,67 @@ def test_q_must_be_a_share():
     for q in (0, 1.5, -0.1):
         with pytest.raises(ValueError, match=r"q must be in \(0, 1\]"):
             metrics.prepare(np.eye(5), q)
+
+
+PLATONIC = ("cycle_knn", "mutual_knn", "lcs_knn", "edit_distance_knn", "cka", "unbiased_cka", "cknna", "svcca")
+
+
+def references() -> dict[str, Callable[..., float]]:
+    found: dict[str, Callable[..., float]] = {}
+    for file in ("reference_neighbours", "reference_kernels", "reference_shapes"):
+        spec = importlib.util.spec_from_file_location(file, Path(__file__).parent / f"{file}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found.update(module.REFERENCES)
+    return found
+
+
+@pytest.mark.parametrize("width", [16, 400])
+@pytest.mark.parametrize("name", PLATONIC)
+def test_the_platonic_names_give_the_platonic_numbers_in_float32(name, width):
+    """From raw layers to the best layer pair: prepare over the whole tensor, score every pair, keep the maximum."""
+    rng = np.random.default_rng(width)
+    shared = rng.normal(size=(150, 1, 12))
+    raw = [
+        (shared @ rng.normal(size=(layers, 12, width)).transpose(1, 0, 2).reshape(12, -1)).reshape(150, layers, width)
+        + 0.7 * rng.standard_t(3, size=(150, layers, width))
+        for layers in (3, 2)
+    ]
+    x, y = (f.astype(np.float32) for f in raw)
+    a, b = (plain_prepare(f.astype(np.float64), 0.95) for f in (x, y))
+    options = {"k": 10} if "k" in REGISTRY[name].options else {}
+    scores = np.array([[references()[name](a[:, i], b[:, j], **options) for j in range(2)] for i in range(3)])
+    single = metrics.score(name, metrics.prepare(x)[:, 1], metrics.prepare(y)[:, 0], **options)
+    assert single == pytest.approx(scores[1, 0], rel=1e-4)
+    best = align(x, y, [name], k=10, nulls=0, resamples=0).best(name)
+    assert best.score == pytest.approx(scores.max(), rel=1e-4)
+    assert (best.x_layer, best.y_layer) == np.unravel_index(scores.argmax(), scores.shape)
+
+
+def test_the_page_of_the_docs_is_what_the_registry_says():
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("make_metrics", root / "docs" / "make_metrics.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    own = {m.name for m in REGISTRY.values() if m.function.__module__.startswith("alignlab.")}
+    assert {m.family for m in REGISTRY.values() if m.name in own} == set(module.FAMILIES)
+    assert (root / "docs" / "metrics.md").read_text() == module.text(), "run python docs/make_metrics.py"
+
+
+def test_the_table_has_a_row_a_metric():
+    table = metrics.table()
+    assert list(table.index) == list(metrics.NAMES)
+    assert table.loc["cka", "invariant"] == "scale, shift, permutation, rotation"
+    assert table.notna().all().all()
+
+
+def test_the_code_of_the_docs_page_runs():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
+    (code,) = [block.split("```")[0] for block in page.split("```python\n")[1:]]
+    space: dict[str, object] = {"__name__": "own"}
+    try:
+        exec(code, space)
+        x = np.random.default_rng(0).normal(size=(30, 2, 5))
+        assert align(x, x, ["same_cosine"], nulls=9, resamples=0, q=1).best("same_cosine").score == pytest.approx(1)
+    finally:
+        REGISTRY.pop("same_cosine", None)
