@@ -88,6 +88,28 @@ def test_the_costs_are_those_of_the_benchmark():
     assert f"{bench['engine']['plain_over_align']:.0f} times as long" in README
 
 
+def test_the_costs_of_metrics_are_those_of_the_benchmark():
+    bench = json.loads((ROOT / "benchmarks" / "results" / "metrics.json").read_text())
+    pairs, power = bench["all_pairs"], bench["power"]
+    written = (
+        f"| all {pairs['pairs']} layer pairs, both metrics | {pairs['align_s']:.1f} s | "
+        f"{pairs['align_over_gram_products']:.2f} times the Gram products alone; the definitions written out take "
+        f"{pairs['written_out_over_align']:.0f} times as long, the two functions pair by pair "
+        f"{pairs['functions_over_align']:.0f} times |",
+        f"| 200 shuffled pairings of all of them | {pairs['align_200_nulls_s'] - pairs['align_s']:.1f} s more | "
+        f"{pairs['nulls_over_align']:.1f} times the line above |",
+        *(
+            f"| {label}, 50,000 items of 256 features | {row['seconds']:.1f} s | peak {row['peak_GB']:.1f} GB; "
+            f"time grows as N to the power {power[series]:.1f} |"
+            for series, label in (("mutual_knn", "mutual k-NN"), ("cka", "CKA"))
+            for row in bench["growth"]
+            if row["metric"] == series and row["n"] == 50_000
+        ),
+    )
+    for line in written:
+        assert line in README, line
+
+
 def test_the_table_of_models_is_that_of_their_cards():
     for name in ("mae", "beit", "dvae", "vqgan"):
         card = json.loads((ROOT / "data" / "checkpoints" / f"{name}-tiny" / "card.json").read_text())

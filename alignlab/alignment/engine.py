@@ -24,6 +24,7 @@ from alignlab.progress import Tick, progress
 
 # What the matrices of one group of layers may take; more layers are done group by group.
 BYTES_AT_ONCE = 1_200_000_000
+MATRIX_BYTES = 8_000_000_000  # of one matrix of items by items; more is refused rather than tried
 MOMENTS_UP_TO = 5_000  # items, for the closed-form p-value beside the shuffles': it costs N^2 D or N^3
 CHUNK = 16  # permutations or subsets between two signs of progress
 
@@ -101,6 +102,8 @@ def align(
     if unknown:
         raise ValueError(f"options names {', '.join(sorted(unknown))}, which is not among metrics")
     x_layers, y_layers = _layers(x, "x", q, device), _layers(y, "y", q, device)
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in (*x_layers, *y_layers)) else torch.float32
+    x_layers, y_layers = [t.to(dtype) for t in x_layers], [t.to(dtype) for t in y_layers]
     n = len(x_layers[0])
     if n != len(y_layers[0]):
         raise ValueError(f"x and y must have the same items, got {n} and {len(y_layers[0])}")
@@ -306,6 +309,11 @@ def _builder(
         form = FORMS[name]
         if _narrow(form, sides.x, sides.y, draws):
             return lambda x, y: FactorPairs(x, y, form, settings), everything
+        if sides.x.n**2 * 8 > MATRIX_BYTES:
+            raise ValueError(
+                f"{name} compares matrices of N x N numbers, {sides.x.n**2 * 8 / 1e9:.0f} GB each with N={sides.x.n}; "
+                "take a sample of the items, or a metric of neighbours or (for D below N) cka"
+            )
         at_once = everything if _fits(sides.x, sides.y) else max(1, BYTES_AT_ONCE // _matrix_bytes(sides.x) // 2)
         return lambda x, y: KernelPairs(x, y, form, settings), at_once
     if name == "mutual_knn":

@@ -162,6 +162,21 @@ def test_many_items_are_never_held_against_each_other(monkeypatch):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=f"{name} {array}")
 
 
+def test_matrices_larger_than_any_memory_are_refused(features, monkeypatch):
+    monkeypatch.setattr(engine, "MATRIX_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"rsa compares matrices of N x N numbers, .* with N=48; take a sample"):
+        align(*features, ["rsa"], nulls=0, resamples=0)
+
+
+def test_dtypes_may_differ(features):
+    x, y = features
+    names = ["mutual_knn", "cka", "procrustes"]
+    mixed = align([x[0].float(), x[1]], [f.float() for f in y], names, k=K, nulls=2, resamples=2, q=1)
+    for name in names:
+        exact = align(x[:2], y, [name], k=K, nulls=0, resamples=0, q=1).matrix(name)
+        np.testing.assert_allclose(mixed.matrix(name), exact, rtol=1e-4)
+
+
 def test_nothing_is_left_behind(features):
     """Features can be gigabytes: what holds them must go with the call, not with the next garbage collection."""
     align(*features, ["mutual_knn", "jaccard_knn", "cka", "rsa", "svcca"], k=K, nulls=2, resamples=2, split_half=1)
