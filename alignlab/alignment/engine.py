@@ -26,7 +26,8 @@ from alignlab.progress import Tick, progress
 BYTES_AT_ONCE = 1_200_000_000
 MATRIX_BYTES = 8_000_000_000  # of one matrix of items by items; more is refused rather than tried
 MOMENTS_UP_TO = 5_000  # items, for the closed-form p-value beside the shuffles': it costs N^2 D or N^3
-CHUNK = 16  # permutations or subsets between two signs of progress
+CHUNK = 64  # permutations or subsets between two signs of progress; of what is done one by one, a few
+FEW = 4
 
 FORMS = {
     "cka": kernels.CKA,
@@ -358,10 +359,13 @@ def _measure(
             raise ValueError(f"{metric.name} is not defined for layer {i} of x with layer {j} of y")
         done = 1
 
-        def rounds(run: Callable[[Tensor], Tensor], draw: Tensor, g: int = g) -> Iterator[tuple[slice, np.ndarray]]:
+        def rounds(
+            run: Callable[[Tensor], Tensor], draw: Tensor, g: int = g, pairs: LayerPairs = pairs
+        ) -> Iterator[tuple[slice, np.ndarray]]:
             nonlocal done
-            for start in range(0, len(draw), CHUNK):
-                scores = run(draw[start : start + CHUNK]).cpu().numpy()  # [C, L_x, L_y]
+            size = FEW if isinstance(pairs, EachPair) else CHUNK
+            for start in range(0, len(draw), size):
+                scores = run(draw[start : start + size]).cpu().numpy()  # [C, L_x, L_y]
                 done += len(scores)
                 tick((g * draws.total + done) // len(groups), metric.name)
                 yield slice(start, start + len(scores)), scores

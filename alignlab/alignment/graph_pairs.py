@@ -21,7 +21,7 @@ class GraphPairs:
     def __init__(self, x: Layers, y: Layers, k: int, score: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
         self.x, self.y, self.n, self.k, self.score = x, y, x.n, k, score
         # Longer lists than k serve the subsets: half of the items keep about half of an item's neighbours.
-        self.length = min(self.n - 1, 2 * k + round(9 * k**0.5) + 12)
+        self.length = min(self.n - 1, 2 * k + round(6 * k**0.5) + 5)
 
     def _pairs(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> Tensor:
         """Scores `[L_x, L_y]` from values and neighbours `[L, N, k]` of both."""
@@ -42,25 +42,37 @@ class GraphPairs:
         return torch.stack([self._pairs(x, y) for x in moved])
 
     def subsampled(self, subsets: Tensor) -> Tensor:
-        return torch.stack([self._pairs(self._within(self.x, s), self._within(self.y, s)) for s in subsets])
+        out = []
+        for subset in subsets:
+            (a, u), (b, v) = (self._within(side, subset, with_values=True) for side in (self.x, self.y))
+            assert u is not None
+            assert v is not None
+            out.append(self._pairs((u, a), (v, b)))
+        return torch.stack(out)
 
-    def _within(self, layers: Layers, subset: Tensor) -> tuple[Tensor, Tensor]:
-        """The graph among the members of a subset, members counted from 0: values and neighbours `[L, m, k]`."""
+    def _within(self, layers: Layers, subset: Tensor, with_values: bool) -> tuple[Tensor, Tensor | None]:
+        """The graph among the members of a subset, members counted from 0: neighbours and inner products `[L, m, k]`."""
         values, near = layers.neighbours(self.length)
         place = torch.full((self.n,), -1, device=near.device)
         place[subset] = torch.arange(len(subset), device=near.device)
-        values, near = values[:, subset], place[near[:, subset]]  # [L, m, length]; -1 for what is outside
+        near = place[near[:, subset]]  # [L, m, length]; -1 for what is outside
         member = near >= 0
         keep = member & (member.cumsum(2, dtype=torch.int16) <= self.k)
-        short = keep.sum(2) < self.k  # [L, m]: the list ended too early
-        for layer, row in short.nonzero().tolist():
-            f = layers.features[layer][subset]
-            similarity = f @ f[row]  # [m]
+        short = (keep.sum(2) < self.k).nonzero().tolist()  # the list ended too early: rare
+        found = {}
+        for layer, row in short:
+            f = layers.features[layer]
+            similarity = f[subset] @ f[subset[row]]  # [m]
             similarity[row] = -torch.inf
-            values[layer, row, : self.k], near[layer, row, : self.k] = similarity.topk(self.k)
+            found[layer, row], near[layer, row, : self.k] = similarity.topk(self.k)
             keep[layer, row] = torch.arange(self.length, device=near.device) < self.k
         shape = (len(layers), len(subset), self.k)
-        return values[keep].view(shape), near[keep].view(shape)
+        if not with_values:
+            return near[keep].view(shape), None
+        values = values[:, subset]
+        for (layer, row), similarity in found.items():
+            values[layer, row, : self.k] = similarity
+        return near[keep].view(shape), values[keep].view(shape)
 
     def chance(self) -> Tensor | None:
         return None
@@ -121,7 +133,7 @@ class OverlapPairs(GraphPairs):
         if not self._tabular(subsets.shape[1]):
             return super().subsampled(subsets)
         members = torch.arange(subsets.shape[1], device=subsets.device)
-        both = [(self._within(self.x, s)[1], self._within(self.y, s)[1]) for s in subsets]
+        both = [[self._within(side, s, with_values=False)[0] for side in (self.x, self.y)] for s in subsets]
         return torch.stack(
             [self._look_up(self._tabulate(near_y), near_x.transpose(0, 1), members) for near_x, near_y in both]
         )
