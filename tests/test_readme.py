@@ -110,6 +110,20 @@ def test_the_costs_of_metrics_are_those_of_the_benchmark():
         assert line in README, line
 
 
+def test_the_coverage_of_intervals_is_that_of_the_benchmark():
+    bench = json.loads((ROOT / "benchmarks" / "results" / "intervals.json").read_text())
+    share = {name: row["coverage"] for name, row in bench["metrics"].items()}
+    others = [value for name, value in share.items() if name != "cycle_knn"]
+    assert f"({bench['samples']} samples of {bench['items']} items)" in README
+    for said in (
+        f"{share['cka']:.0%} of the time for CKA",
+        f"{share['mutual_knn']:.0%} for mutual k-NN",
+        f"{min(others):.0%} to {max(others):.0%} for the others",
+        f"`cycle_knn`, {share['cycle_knn']:.0%}",
+    ):
+        assert said in README, said
+
+
 def test_the_table_of_models_is_that_of_their_cards():
     for name in ("mae", "beit", "dvae", "vqgan"):
         card = json.loads((ROOT / "data" / "checkpoints" / f"{name}-tiny" / "card.json").read_text())
