@@ -97,7 +97,7 @@ def align(
     for name, value in (("nulls", nulls), ("resamples", resamples), ("split_half", split_half), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
             raise ValueError(f"{name} must be a whole number, 0 or more, got {value}")
-    approximations = _approximations(approximate, entries)
+    approximations = choose_approximations(approximate, entries)
     settings = {m.name: _settings(m, k, options or {}) for m in entries}
     unknown = set(options or {}) - set(settings)
     if unknown:
@@ -211,7 +211,7 @@ def _settings(metric: Metric, k: int, options: Mapping[str, Mapping[str, Any]]) 
     return {**known, **({"k": k} if "k" in known else {}), **given}
 
 
-def _approximations(approximate: str | Sequence[str], entries: list[Metric]) -> dict[str, str]:
+def choose_approximations(approximate: str | Sequence[str], entries: list[Metric]) -> dict[str, str]:
     """Which metric is approximated how; ValueError for what applies to none of them."""
     chosen = {}
     for name in (approximate,) if isinstance(approximate, str) else approximate:

@@ -55,9 +55,10 @@ def measure(
 
     Example: alignlab measure --encoder mae --encoder beit --data my-photos/ --out runs/mine
     """
+    from alignlab.alignment.engine import choose_approximations
     from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
-    from alignlab.metrics import check_name
+    from alignlab.metrics.registry import REGISTRY, check_name
     from alignlab.models.registry import find_encoder, find_llm
     from alignlab.provenance import environment
 
@@ -66,6 +67,7 @@ def measure(
     where = pick_device(device)
     dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)
     _check_sizes(metrics, len(dataset), k, nulls, resamples, split_half, seed)
+    choose_approximations(approximate, [REGISTRY[name] for name in metrics])
     language = find_llm(llm, device=where, dtype=dtype)
     encoders = [find_encoder(name, device=where, dtype=dtype) for name in names]
     folder = output_folder(out, "measure")

@@ -382,6 +382,12 @@ def test_heatmap_is_a_picture(tmp_path, features):
     assert (tmp_path / "cka.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_profile_is_a_picture(tmp_path, features):
+    result = align(*features, k=K, nulls=4, resamples=4)
+    result.profile("mutual_knn").savefig(tmp_path / "profile.png")
+    assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_frame_has_a_row_a_pair(features):
     frame = align(*features, k=K, nulls=0, resamples=0).to_frame()
     assert len(frame) == 2 * 3 * 2

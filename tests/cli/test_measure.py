@@ -300,6 +300,28 @@ def test_another_configuration_is_another_checkpoint(small_mae, small_llm, tmp_p
         assert folder_checkpoint(other) != changed
 
 
+def test_any_metric_with_splits_and_approximations(tmp_path, capsys, command):
+    names = ("unbiased_cka", "rsa", "cycle_knn", "procrustes")
+    metrics = [part for name in names for part in ("--metric", name)]
+    out = tmp_path / "several"
+    assert run(command("--k", "5", "--split-half", "3", "--approximate", "minibatch", *metrics, "--out", str(out))) == 0
+    pairs = json.loads((out / "result.json").read_text())["pairs"]
+    assert [pair["metric"] for pair in pairs] == list(names)
+    for pair in pairs:
+        assert pair["held_out"] is not None
+        assert pair["held_out_null"] is not None
+        assert pair["p"] is not None
+    assert pairs[0]["params"]["approximate"] == "minibatch"
+    assert pairs[2]["params"]["k"] == 5
+    bad(
+        command("--metric", "cka", "--approximate", "faiss"),
+        capsys,
+        2,
+        "approximate='faiss' is for a metric of neighbours",
+    )
+    bad(command("--split-half", "-1"), capsys, 2, "--split-half must be 0 or more, got -1")
+
+
 def test_hidden_failures_still_make_one_line(monkeypatch, capsys, command):
     import alignlab.features
 
