@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from alignlab.alignment.layers import Layers
@@ -140,6 +139,8 @@ class OverlapPairs(GraphPairs):
 
     def chance(self) -> Tensor:
         """The mean over what two random sets of k out of N - 1 share."""
+        from scipy.stats import hypergeom
+
         shared = torch.arange(self.k + 1, dtype=torch.float64)
         probability = torch.from_numpy(hypergeom(self.n - 1, self.k, self.k).pmf(shared.numpy()))
         return (self.share(shared) * probability).sum().expand(len(self.x), len(self.y))

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import binom
 from torch import Tensor
 
 from alignlab.metrics.registry import INVARIANCES, REGISTRY, Metric, check_name, score
@@ -533,6 +532,8 @@ def check_type_one_error(subject: Subject) -> None:
     if not subject.metric.paired:
         return
     n = 20
+    from scipy.stats import binom
+
     most = int(binom.isf(1e-4, subject.trials, ALPHA))
     options = subject.options_for(n)
 
