@@ -2,7 +2,8 @@
 
     python benchmarks/metrics.py [--out benchmarks/results/metrics.json] [--quick]
 
-(a) mutual k-NN and CKA of all 825 layer pairs at N = 1,024 (33 layers of 4,096 features, 25 of 1,024): `align` against the
+(a) mutual k-NN and CKA of all 825 layer pairs at N = 1,024 (33 layers of 4,096 features, 25 of 1,024; rows of length 1
+    already, so without the search for the 0.95 quantile): `align` against the
     definitions written out pair by pair, against the metric functions pair by pair, and against the Gram products alone.
 (b) The same with 200 shuffled pairings.
 (c) Growth with N up to 50,000 at 256 features, time and peak memory of a fresh process each, with a plot beside the result.

@@ -30,12 +30,12 @@ HEAD = """# The metrics
 
 Every metric is a function `(X [N, Dx], Y [N, Dy], **options) -> float` on numpy or torch, and a name for
 `al.metrics.score(name, X, Y)`, `al.align(x, y, metrics=[name])` and `alignlab measure --metric name`. Larger means more
-alike; identical representations score the upper end of the range (`cycle_knn` and `linear_regression` may stay below
-it). What the field measures as a distance is offered as a score too: the first lines of its docstring say how one comes
-from the other, and `distance=True` gives the distance itself, where smaller is more alike.
+alike; identical representations score the upper end of the range (`cycle_knn` and `linear_regression` may stay below it;
+`unbiased_cka` and `cknna` do by what their `eps` takes). What the field measures as a distance is offered as a score too: its
+docstring says how one comes from the other, and `distance=True` gives the distance itself, where smaller is more alike.
 
-**Chance** is what unrelated representations score. Only `unbiased_cka`, `cknna` and the correlations of `rsa` have it at 0
-whatever N and D are, so `align` gives every score together with a null: the same maximum over layer pairs for shuffled
+**Chance** is what unrelated representations score. Only `unbiased_cka` and the correlations of `rsa` have it at 0 whatever N
+and D are, so `align` gives every score together with a null: the same maximum over layer pairs for shuffled
 pairings. `calibrated` is 0 at that null's mean and 1 for identical representations.
 
 **Invariant to** names what may be done to either side alone: *scale*, one positive factor; *shift*, one vector added to all
@@ -71,17 +71,20 @@ import torch
 import alignlab as al
 
 @al.metrics.metric(
-    formula="mean over items of cos(x_i, y_i)", range="-1..1", chance="0", invariant=("scale",),
-    cost="N D", source="this page",
+    formula="correlation of |x_i - mean x| and |y_i - mean y|", range="-1..1", chance="0",
+    invariant=("scale", "shift", "permutation", "rotation"), cost="N (Dx + Dy)", source="this page",
 )
-def same_cosine(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
-    \"\"\"The mean cosine of an item's two features; both sides need the same D.\"\"\"
-    return torch.nn.functional.cosine_similarity(X, Y).mean()
+def eccentricity(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
+    \"\"\"Whether the same items lie far out in both representations.\"\"\"
+    far = [(z - z.mean(0)).norm(dim=1) for z in (X, Y)]
+    return torch.corrcoef(torch.stack(far))[0, 1]
+
+al.metrics.check_metric("eccentricity")
 ```
 
-That registers it: `al.align(x, y, metrics=["same_cosine"])` gives it nulls and intervals. `al.metrics.check_metric("same_cosine")`
-runs what our own metrics must pass (claimed invariances and unclaimed ones, symmetry, dtypes, bad input, type-I error) and
-says what does not hold; here, that X and Y may not differ in width.
+That registers it: `al.align(x, y, metrics=["eccentricity"])` gives it nulls and intervals. `check_metric` runs what our own
+metrics must pass (claimed invariances hold and unclaimed ones do not, symmetry, dtypes, bad input, type-I error) and raises an
+AssertionError that says what does not hold.
 """
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alignlab.alignment.graph_pairs import GraphPairs, OverlapPairs
-from alignlab.alignment.kernel_pairs import FactorPairs, KernelPairs, is_linear
+from alignlab.alignment.kernel_pairs import FactorPairs, KernelPairs
 from alignlab.alignment.layers import Layers
 from alignlab.alignment.pairs import EachPair, LayerPairs
 from alignlab.alignment.result import Alignment, Best, MetricResult
@@ -24,7 +26,7 @@ from alignlab.progress import Tick, progress
 
 # What the matrices of one group of layers may take; more layers are done group by group.
 BYTES_AT_ONCE = 1_200_000_000
-MATRIX_BYTES = 8_000_000_000  # of one matrix of items by items; more is refused rather than tried
+MATRICES = 6  # of items by items in float64 that exist at once while two layers' are made and compared
 MOMENTS_UP_TO = 5_000  # items, for the closed-form p-value beside the shuffles': it costs N^2 D or N^3
 CHUNK = 64  # permutations or subsets between two signs of progress; of what is done one by one, a few
 FEW = 4
@@ -61,7 +63,7 @@ def align(
     nulls: int = 200,
     resamples: int = 200,
     split_half: int = 0,
-    approximate: str | Sequence[str] = (),
+    approximate: str | Sequence[str] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -97,12 +99,18 @@ def align(
     for name, value in (("nulls", nulls), ("resamples", resamples), ("split_half", split_half), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
             raise ValueError(f"{name} must be a whole number, 0 or more, got {value}")
+    k, seed = int(k) if isinstance(k, np.integer) else k, int(seed)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     approximations = choose_approximations(approximate, entries)
     settings = {m.name: _settings(m, k, options or {}) for m in entries}
     unknown = set(options or {}) - set(settings)
     if unknown:
         raise ValueError(f"options names {', '.join(sorted(unknown))}, which is not among metrics")
     x_layers, y_layers = _layers(x, "x", q, device), _layers(y, "y", q, device)
+    precision = [t.dtype for t in x_layers], [t.dtype for t in y_layers]
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in (*x_layers, *y_layers)) else torch.float32
     x_layers, y_layers = [t.to(dtype) for t in x_layers], [t.to(dtype) for t in y_layers]
     n = len(x_layers[0])
@@ -112,8 +120,8 @@ def align(
     draws = _Draws(n, nulls, resamples, split_half, seed, device)
 
     notes, kept = [], []
-    for name, given, layers in (("x", x, x_layers), ("y", y, y_layers)):
-        same = [i for i, layer in enumerate(layers) if is_same(layer)]
+    for name, given, layers, dtypes in (("x", x, x_layers, precision[0]), ("y", y, y_layers, precision[1])):
+        same = [i for i, layer in enumerate(layers) if is_same(layer, dtypes[i])]
         kept.append([i for i in range(len(layers)) if i not in same])
         for i in kept[-1]:
             check_rows(layers[i], f"{name}, layer {i},")
@@ -136,6 +144,8 @@ def align(
             approximation = approximations.get(m.name)
             if approximation:
                 params["approximate"] = approximation
+            if approximation == "minibatch":
+                params["batch"] = signature(kernels.minibatch_cka).parameters["batch"].default
             done = at * draws.total
             results[m.name] = _measure(
                 m,
@@ -147,6 +157,13 @@ def align(
                 draws,
                 lambda d, note="", done=done: tick(done + d, note),
             )
+            lost = int(np.isnan(results[m.name].subset_max).sum())
+            if lost:
+                notes.append(
+                    f"{m.name} could not be measured on {lost} of {resamples} halves; the interval is without them"
+                )
+    if sides is not None:
+        notes += _warnings(results, sides, kept)
     return Alignment(
         x_name=getattr(x, "name", "x"),
         y_name=getattr(y, "name", "y"),
@@ -157,8 +174,41 @@ def align(
     )
 
 
+def _warnings(results: Mapping[str, MetricResult], sides: _Sides, kept: list[list[int]]) -> list[str]:
+    """What a reader of the scores must know about the features they come from."""
+    notes = []
+    if "unbiased_cka" in results:
+        eps, best = results["unbiased_cka"].params["eps"], results["unbiased_cka"].best()
+        for name, side, layer, which in (("x", sides.x, best.x_layer, kept[0]), ("y", sides.y, best.y_layer, kept[1])):
+            features = side.features[which.index(layer)]
+            whole = float(kernels.minibatch_cka(features, features, eps=eps))
+            if eps and whole < 0.99:
+                notes.append(
+                    f"unbiased_cka of layer {layer} of {name} with itself is {whole:.2f}: its items are nearly alike and "
+                    "the reference's eps takes the rest; options={'unbiased_cka': {'eps': 0}} leaves it out"
+                )
+    if any("k" in result.params for result in results.values()):
+        repeated = [max(_repeated(f) for f in side.features) for side in (sides.x, sides.y)]
+        if min(repeated) > 0.05:
+            notes.append(
+                f"{min(repeated):.0%} of the items or more have the same features as another, on both sides: which of these "
+                "are neighbours is arbitrary, and p of metrics with a k may be too small; leave duplicates out"
+            )
+    return notes
+
+
+def _repeated(features: Tensor) -> float:
+    """The share of items whose features another item has too, exactly; by one random projection."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(features.shape[1], generator=generator).to(features)
+    _, counts = (features * direction).sum(1).unique(return_counts=True)
+    return float(counts[counts > 1].sum()) / len(features)
+
+
 def check_sizes(entries: Iterable[Metric], settings: Mapping[str, Mapping[str, Any]], n: int, halves: bool) -> None:
-    """ValueError where n items, or half of them, are too few for a metric's neighbours."""
+    """ValueError where n items, or half of them, are too few."""
+    if halves and n < 8:
+        raise ValueError(f"halves of {n} items are too few to measure; use resamples=0 without split_half, or 8 items")
     for m in entries:
         if "k" not in m.options:
             continue
@@ -169,6 +219,11 @@ def check_sizes(entries: Iterable[Metric], settings: Mapping[str, Mapping[str, A
                 f"k must be at most {n // 2 - 1} for halves of N={n} items, got {k}; "
                 "lower k, add items, or do without resamples and splits"
             )
+
+
+def memory() -> int:
+    """Bytes of main memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class _Draws:
@@ -211,10 +266,10 @@ def _settings(metric: Metric, k: int, options: Mapping[str, Mapping[str, Any]]) 
     return {**known, **({"k": k} if "k" in known else {}), **given}
 
 
-def choose_approximations(approximate: str | Sequence[str], entries: list[Metric]) -> dict[str, str]:
+def choose_approximations(approximate: str | Sequence[str] | None, entries: list[Metric]) -> dict[str, str]:
     """Which metric is approximated how; ValueError for what applies to none of them."""
     chosen = {}
-    for name in (approximate,) if isinstance(approximate, str) else approximate:
+    for name in (approximate,) if isinstance(approximate, str) else approximate or ():
         if name not in APPROXIMATIONS:
             raise ValueError(f"approximate must be among {', '.join(APPROXIMATIONS)}, got {name!r}")
         if name == "faiss":
@@ -240,7 +295,8 @@ def _layers(features: Any, name: str, q: float, device: str) -> list[Tensor]:
     else:
         t = as_tensor(given, name)
         if t.ndim != 3:
-            raise ValueError(f"{name} must be [N, L, D] or a list of [N, D_l], got shape {tuple(t.shape)}")
+            hint = "; of a single layer, write [x]" if t.ndim == 2 else ""
+            raise ValueError(f"{name} must be [N, L, D] or a list of [N, D_l], got shape {tuple(t.shape)}{hint}")
         prepared = list(prepare_tensor(t, q, name).unbind(1))
     check_count(len(prepared[0]), name)
     return [t.to(device).contiguous() for t in prepared]
@@ -268,7 +324,7 @@ def _shared(
     search = _faiss_search if "faiss" in approximations.values() else neighbours.neighbourhood
     few_x, few_y = [x[i] for i in kept[0]], [y[j] for j in kept[1]]
     plain_x, plain_y = Layers(few_x), Layers(few_y)
-    linear = [m for m in entries if m.name in FORMS and is_linear(FORMS[m.name]) and m.name not in approximations]
+    linear = [m for m in entries if m.name in FORMS and FORMS[m.name].linear and m.name not in approximations]
     keep = _fits(plain_x, plain_y) and any(not _narrow(FORMS[m.name], plain_x, plain_y, draws) for m in linear)
     return _Sides(Layers(few_x, keep, search), Layers(few_y, keep, search), approximations)
 
@@ -305,14 +361,15 @@ def _builder(
     name = metric.name
     if sides.approximations.get(name) == "minibatch":
         rough = dataclasses.replace(metric, core=kernels.minibatch_cka)
-        return lambda x, y: EachPair(x, y, rough, {}), everything
+        return lambda x, y: EachPair(x, y, rough, settings), everything
     if name in FORMS:
         form = FORMS[name]
         if _narrow(form, sides.x, sides.y, draws):
             return lambda x, y: FactorPairs(x, y, form, settings), everything
-        if sides.x.n**2 * 8 > MATRIX_BYTES:
+        needed = MATRICES * sides.x.n**2 * 8
+        if needed > memory():
             raise ValueError(
-                f"{name} compares matrices of N x N numbers, {sides.x.n**2 * 8 / 1e9:.0f} GB each with N={sides.x.n}; "
+                f"{name} compares matrices of N x N numbers and needs about {needed / 1e9:.0f} GB with N={sides.x.n}; "
                 "take a sample of the items, or a metric of neighbours or (for D below N) cka"
             )
         at_once = everything if _fits(sides.x, sides.y) else max(1, BYTES_AT_ONCE // _matrix_bytes(sides.x) // 2)
@@ -351,7 +408,13 @@ def _measure(
     groups = [(r, c) for r in _groups(len(sides.x), at_once) for c in _groups(len(sides.y), at_once)]
     for g, (rows, columns) in enumerate(groups):
         some = len(groups) > 1
-        pairs = build(sides.x.some(rows) if some else sides.x, sides.y.some(columns) if some else sides.y)
+        try:
+            pairs = build(sides.x.some(rows) if some else sides.x, sides.y.some(columns) if some else sides.y)
+        except ValueError as error:
+            raise ValueError(f"{metric.name}: {error}") from error
+        if isinstance(pairs, GraphPairs) and len(draws.subsets) + len(draws.halves):
+            for side in (pairs.x, pairs.y):
+                side.neighbours(pairs.length)  # what halves need, found in one search
         block = np.ix_([kept[0][i] for i in rows], [kept[1][j] for j in columns])
         matrix[block] = pairs.matrix().cpu().numpy()
         if not np.isfinite(matrix).all():
@@ -365,7 +428,7 @@ def _measure(
             nonlocal done
             size = FEW if isinstance(pairs, EachPair) else CHUNK
             for start in range(0, len(draw), size):
-                scores = run(draw[start : start + size]).cpu().numpy()  # [C, L_x, L_y]
+                scores = _attempt(run, draw[start : start + size], (len(pairs.x), len(pairs.y)))  # [C, L_x, L_y]
                 done += len(scores)
                 tick((g * draws.total + done) // len(groups), metric.name)
                 yield slice(start, start + len(scores)), scores
@@ -380,7 +443,7 @@ def _measure(
         else:  # no closed form: the mean of the shuffles
             chance[block] = total / len(draws.perms) if len(draws.perms) else np.nan
         for at, scores in rounds(pairs.subsampled, draws.subsets):
-            subset_max[at] = np.maximum(subset_max[at], scores.max((1, 2)))
+            subset_max[at] = np.maximum(subset_max[at], scores.max((1, 2)))  # nan where any pair is
         for at, scores in rounds(pairs.subsampled, draws.halves):
             halves[at, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = scores
     result = MetricResult(
@@ -396,6 +459,17 @@ def _measure(
         result = dataclasses.replace(result, pair_p=_pair_p(result.best(), sides, kept))
     held_out, held_out_null = _held_out(_core(metric, settings, sides), sides, halves, draws)
     return dataclasses.replace(result, held_out=held_out, held_out_null=held_out_null)
+
+
+def _attempt(run: Callable[[Tensor], Tensor], draws: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    """Scores `[C, L_x, L_y]`; nan in a round that cannot be measured, such as a half in which a layer does not vary."""
+    try:
+        scores = run(draws).cpu().numpy()
+    except (ValueError, ZeroDivisionError, torch.linalg.LinAlgError):
+        if len(draws) == 1:
+            return np.full((1, *shape), np.nan)
+        return np.concatenate([_attempt(run, draws[i : i + 1], shape) for i in range(len(draws))])
+    return np.where(np.isfinite(scores), scores, np.nan)
 
 
 def _groups(count: int, size: int) -> list[list[int]]:
@@ -414,7 +488,7 @@ def _pair_p(best: Best, sides: _Sides, kept: list[list[int]]) -> float:
 
 def _core(metric: Metric, settings: dict[str, Any], sides: _Sides) -> Callable[[Tensor, Tensor], float]:
     if sides.approximations.get(metric.name) == "minibatch":
-        return lambda a, b: float(kernels.minibatch_cka(a, b))
+        return lambda a, b: kernels.minibatch_cka(a, b, **settings)
     return lambda a, b: float(metric.core(a, b, **settings))
 
 
@@ -424,12 +498,15 @@ def _held_out(
     """Each half's score of the pair that was best on the other half, and the same with its items shuffled."""
     scores, nulls = np.zeros(len(halves)), np.zeros(len(halves))
     for h in range(len(halves)):
-        chosen_on = halves[h ^ 1]  # halves come in twos
+        chosen_on = np.nan_to_num(halves[h ^ 1], nan=-np.inf)  # halves come in twos
         i, j = np.unravel_index(int(chosen_on.argmax()), chosen_on.shape)
         scores[h] = halves[h, i, j]
         items = draws.halves[h]
         a, b = sides.x.features[i][items], sides.y.features[j][items]
-        nulls[h] = core(a[draws.half_perms[h]], b)
+        try:
+            nulls[h] = core(a[draws.half_perms[h]], b)
+        except (ValueError, ZeroDivisionError, torch.linalg.LinAlgError):
+            nulls[h] = np.nan
     return scores, nulls
 
 

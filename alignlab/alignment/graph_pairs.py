@@ -60,8 +60,10 @@ class GraphPairs:
         short = (keep.sum(2) < self.k).nonzero().tolist()  # the list ended too early: rare
         found = {}
         for layer, row in short:
-            f = layers.features[layer]
-            similarity = f[subset] @ f[subset[row]]  # [m]
+            f = layers.features[layer][subset]
+            mean = f.mean(0)
+            centred = f - mean  # as in metrics.neighbours: differences keep their digits
+            similarity = centred @ (centred[row] + mean) + centred[row] @ mean + mean @ mean  # [m]
             similarity[row] = -torch.inf
             found[layer, row], near[layer, row, : self.k] = similarity.topk(self.k)
             keep[layer, row] = torch.arange(self.length, device=near.device) < self.k

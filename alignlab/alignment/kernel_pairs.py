@@ -10,16 +10,11 @@ import torch
 from torch import Tensor
 
 from alignlab.alignment.layers import Layers
-from alignlab.metrics.kernels import CKA, UNBIASED_CKA, Form, unbiased
+from alignlab.metrics.kernels import Form, unbiased
 
 BLOCK = 32  # rows of a matrix that are multiplied at once: what is gathered for them stays in the processor's cache
 TOGETHER = 8  # permutations that are gathered at once
 ROWS_AT_ONCE = 8192  # items whose products are summed in float32 before they go to float64
-
-
-def is_linear(form: Form) -> bool:
-    """Whether the matrix is the centred linear kernel: rows that `prepare` made have length 1, so nothing is rescaled."""
-    return form in (CKA, UNBIASED_CKA)
 
 
 class KernelPairs:
@@ -27,12 +22,12 @@ class KernelPairs:
 
     def __init__(self, x: Layers, y: Layers, form: Form, options: dict[str, Any] | None = None) -> None:
         self.layers_x, self.layers_y = x, y
-        self.form, self.options = form, options or {}
+        self.form, self.options = form.bound(options or {})
         self.n = x.n
         self.x, self.y = self._matrices(x), self._matrices(y)
 
     def _matrices(self, layers: Layers) -> Tensor:
-        if is_linear(self.form):
+        if self.form.linear:  # rows that `prepare` made have length 1: nothing is rescaled
             return layers.grams()
         return torch.stack([self.form.matrix(f, **self.options) for f in layers.features])
 
@@ -101,7 +96,7 @@ class KernelPairs:
         return self._combined(scores, x.T[inverse].transpose(1, 2) @ y.T)
 
     def subsampled(self, subsets: Tensor) -> Tensor:
-        if is_linear(self.form):
+        if self.form.linear:
             return self._recentred(subsets)
         few = (KernelPairs(self.layers_x.rows(s), self.layers_y.rows(s), self.form, self.options) for s in subsets)
         return torch.stack([pairs.matrix() for pairs in few])
@@ -154,7 +149,7 @@ class FactorPairs:
 
     def __init__(self, x: Layers, y: Layers, form: Form, options: dict[str, Any] | None = None) -> None:
         self.layers_x, self.layers_y = x, y
-        self.form, self.options = form, options or {}
+        self.form, self.options = form.bound(options or {})
         self.n = x.n
         self.x, self.y = self._factors(x), self._factors(y)
 

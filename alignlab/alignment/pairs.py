@@ -17,7 +17,13 @@ from alignlab.metrics import Metric
 
 
 class LayerPairs(Protocol):
-    """Scores of every layer pair, float64; a layer that is the same for every item must not be among them."""
+    """Scores of every layer pair, float64; a layer that is the same for every item must not be among them.
+
+    `x` and `y` have a length, the number of layers.
+    """
+
+    x: Any
+    y: Any
 
     def matrix(self) -> Tensor:
         """`[L_x, L_y]`."""

@@ -71,16 +71,18 @@ class MetricResult:
         x_layer, y_layer = self._place()
         score, chance = float(self.matrix[x_layer, y_layer]), float(self.chance[x_layer, y_layer])
         p = z = null_mean = null_std = calibrated = ci95 = None
-        if len(self.null_max):
-            null_mean, null_std = float(self.null_max.mean()), float(self.null_max.std())
-            p = (1 + int((self.null_max >= score - self._rounding(score)).sum())) / (1 + len(self.null_max))
+        nulls = self.null_max[np.isfinite(self.null_max)]
+        if len(nulls):
+            null_mean, null_std = float(nulls.mean()), float(nulls.std())
+            p = (1 + int((nulls >= score - self._rounding(score)).sum())) / (1 + len(nulls))
             z = (score - null_mean) / null_std if null_std > self._rounding(score) else None
             room = self.ceiling - null_mean
             calibrated = (score - null_mean) / room if room > 0 else None
-        if len(self.subset_max):
+        subsets = self.subset_max[np.isfinite(self.subset_max)]
+        if len(subsets) > 1:
             # Half of the items, drawn without replacement, vary about their mean as all of the items vary about the
             # truth (the delete-half jackknife); their mean itself is biased, as fewer items have fewer neighbours.
-            low, high = np.quantile(self.subset_max - self.subset_max.mean(), [0.025, 0.975])
+            low, high = np.quantile(subsets - subsets.mean(), [0.025, 0.975])
             ci95 = (float(score + low), min(float(score + high), max(self.ceiling, score)))
         return Best(
             score=score,
@@ -94,8 +96,8 @@ class MetricResult:
             null_std=null_std,
             ci95=ci95,
             calibrated=calibrated,
-            held_out=float(self.held_out.mean()) if len(self.held_out) else None,
-            held_out_null=float(self.held_out_null.mean()) if len(self.held_out_null) else None,
+            held_out=_mean(self.held_out),
+            held_out_null=_mean(self.held_out_null),
             pair_p=self.pair_p,
         )
 
@@ -215,6 +217,12 @@ class Alignment:
             return cls(**about, metrics=metrics, notes=tuple(saved["notes"]))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{path} is no saved alignment: {error}") from error
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Of what could be measured."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else None
 
 
 def _plain(array: np.ndarray) -> Any:

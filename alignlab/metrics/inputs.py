@@ -11,13 +11,15 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-# Relative spread below which a feature is the same for every item; float32 noise of batched products is under it.
-SAME = 1e-5
+# Relative spread below which a feature is the same for every item; the noise of batched products in float32 is under it.
+SAME = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def as_tensor(x: Tensor | ArrayLike, name: str) -> Tensor:
     """A floating-point tensor of float32 or more; lower precision is raised to float32, anything else is refused."""
     t = x.detach() if isinstance(x, Tensor) else _from_numpy(x, name)
+    if t.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, got a tensor of layout {t.layout}; call .to_dense() first")
     if not t.is_floating_point():
         raise _not_numbers(name, str(t.dtype).removeprefix("torch."))
     return t if t.dtype in (torch.float32, torch.float64) else t.float()
@@ -46,10 +48,13 @@ def check_pair(X: Tensor | ArrayLike, Y: Tensor | ArrayLike) -> tuple[Tensor, Te
     x, y = as_tensor(X, "X"), as_tensor(Y, "Y")
     for name, t in (("X", x), ("Y", y)):
         if t.ndim != 2:
-            raise ValueError(f"{name} must be [N, D], got shape {tuple(t.shape)}")
+            hint = "; one feature an item is [N, 1]: write x[:, None]" if t.ndim == 1 else ""
+            raise ValueError(f"{name} must be [N, D], got shape {tuple(t.shape)}{hint}")
         check_finite(t, name)
     if len(x) != len(y):
-        raise ValueError(f"X and Y must have the same number of items, got {len(x)} and {len(y)}")
+        raise ValueError(
+            f"X and Y must have the same number of items, got {len(x)} and {len(y)}; row i of both is one item"
+        )
     check_count(len(x), "X")
     dtype = torch.promote_types(x.dtype, y.dtype)
     return x.to(dtype), y.to(device=x.device, dtype=dtype)
@@ -76,11 +81,20 @@ def check_k(k: int, n: int, least: int = 1) -> None:
         raise ValueError(f"k must be an int in [{least}, N-1], got {k} with N={n}")
 
 
-def is_same(x: Tensor) -> bool:
-    """Whether a feature `[N, D]` is the same for every item."""
-    size = SAME * max(abs(float(bound)) for bound in x.aminmax())
+def is_same(x: Tensor, precision: torch.dtype | None = None) -> bool:
+    """Whether all features `[N, D]` are the same for every item, each next to its own size; a large one hides no other.
+
+    `precision` is the dtype that the features were computed in, where x is of a finer one.
+    """
+    precision = torch.float64 if precision in (None, torch.float64) and x.dtype == torch.float64 else torch.float32
+    noise = 4 * torch.finfo(precision).eps * max(abs(float(bound)) for bound in x.aminmax())
     # two items mostly settle it, and spare a look at all of them
-    return all(float((rows - x[:1]).abs().amax()) <= size for rows in (x[1:2], x))
+    for rows in (x[:2], x):
+        low, high = rows.aminmax(dim=0)
+        size = torch.maximum(high.abs(), low.abs()) * SAME[precision]
+        if bool((high - low > size.clamp(min=noise)).any()):
+            return False
+    return True
 
 
 @overload
@@ -97,7 +111,7 @@ def prepare(F: Tensor | np.ndarray | Sequence[Tensor], q: float = 0.95) -> Tenso
     that code has it. q=1 switches clamping off. A row of zeros stays zero.
 
     Returns what it got (numpy, torch or list) in float32 or more. Raises ValueError for q outside (0, 1], an empty
-    array, nan or inf.
+    array, nan or inf, and for features so sparse that the quantile is 0.
 
     >>> prepare(np.array([[3.0, 4.0], [0.0, 2.0]]), q=1)
     array([[0.6, 0.8],
@@ -116,6 +130,10 @@ def prepare_tensor(t: Tensor, q: float, name: str) -> Tensor:
     check_finite(t, name)
     if q < 1:
         limit = _select(t.abs().flatten(), int(q * t.numel()))
+        if limit == 0 and t.any():
+            raise ValueError(
+                f"{name} is 0 in {q:.0%} of its values or more: clamping at that quantile would leave nothing; use q=1"
+            )
         t = t.clamp(-limit, limit)
     return torch.nn.functional.normalize(t, dim=-1)
 

@@ -9,12 +9,15 @@ engine behind `align` works on the same forms.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from alignlab.metrics.inputs import check_pair
 from alignlab.metrics.registry import metric
 
 RESI = "Klabunde et al. 2024, ReSi: A Comprehensive Benchmark for Representational Similarity Measures"
@@ -26,14 +29,23 @@ class Form:
 
     `matrix(x, **options)` is `[N, D]` -> `[N, N]`; `factor(x, **options)` -> `[N, r]` with matrix = factor factor', if
     there is one; `combine(xy, xx, yy)` turns inner products (elementwise, any shape) into scores. `hollow` says that
-    the diagonals are left out as the unbiased estimator of HSIC does; `proportional` that `combine` is linear in xy.
+    the diagonals are left out as the unbiased estimator of HSIC does; `proportional` that `combine` is linear in xy;
+    `linear` that the matrix is the centred linear kernel. `scoring` names the options that go to `combine`.
     """
 
     matrix: Callable[..., Tensor]
-    combine: Callable[[Tensor, Tensor, Tensor], Tensor]
+    combine: Callable[..., Tensor]
     factor: Callable[..., Tensor] | None = None
     hollow: bool = False
     proportional: bool = True
+    linear: bool = False
+    scoring: tuple[str, ...] = ()
+
+    def bound(self, options: dict[str, Any]) -> tuple[Form, dict[str, Any]]:
+        """The form with its scoring options filled in, and the options that are left for matrix and factor."""
+        chosen = {name: value for name, value in options.items() if name in self.scoring}
+        rest = {name: value for name, value in options.items() if name not in chosen}
+        return replace(self, combine=partial(self.combine, **chosen), scoring=()) if chosen else self, rest
 
 
 def cosine(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
@@ -47,7 +59,8 @@ def share(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
 
 def compare(form: Form, X: Tensor, Y: Tensor, **options: Any) -> Tensor:
     """The score of a form."""
-    return form.combine(*products(form, X, Y, **options))
+    form, rest = form.bound(options)
+    return form.combine(*products(form, X, Y, **rest))
 
 
 def products(form: Form, X: Tensor, Y: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +114,7 @@ def centred_gram(x: Tensor) -> Tensor:
     return centred @ centred.T
 
 
-CKA = Form(centred_gram, cosine, centre)
+CKA = Form(centred_gram, cosine, centre, linear=True)
 
 
 @metric(
@@ -139,34 +152,36 @@ def _unit_gram(x: Tensor) -> Tensor:
     return z @ z.T
 
 
-def _unbiased_cosine(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
-    return xy / ((xx * yy).sqrt() + EPS)
+def _unbiased_cosine(xy: Tensor, xx: Tensor, yy: Tensor, eps: float = EPS) -> Tensor:
+    return xy / ((xx * yy).sqrt() + eps)
 
 
-UNBIASED_CKA = Form(_unit_gram, _unbiased_cosine, unit_centre, hollow=True)
+UNBIASED_CKA = Form(_unit_gram, _unbiased_cosine, unit_centre, hollow=True, linear=True, scoring=("eps",))
 
 
 @metric(
-    formula="HSIC(K, L) / (sqrt(HSIC(K, K) HSIC(L, L)) + 1e-6) with the unbiased HSIC",
+    formula="HSIC(K, L) / (sqrt(HSIC(K, K) HSIC(L, L)) + eps) with the unbiased HSIC",
     range="about -1..1",
     chance="0",
     invariant=("shift", "permutation", "rotation", "scale"),
     cost="N^2 (Dx + Dy), or N Dx Dy where the features are narrow",
     source="Song et al. 2012, eq. 5; Huh et al. 2024, The Platonic Representation Hypothesis, code",
 )
-def unbiased_cka(X: Tensor, Y: Tensor) -> Tensor:
+def unbiased_cka(X: Tensor, Y: Tensor, eps: float = EPS) -> Tensor:
     """CKA with the unbiased estimator of HSIC: unrelated features score 0 on average, however wide they are.
 
-    X `[N, Dx]`, Y `[N, Dy]`. May be negative; not clamped. The 1e-6 is the reference's: it takes a little off (about 1e-6 D
-    for rows of length 1), and is scaled down for shorter rows. N of 4 is the least; small N is noisy. Raises ValueError
-    where the estimate of a variance is negative (features that are nearly the same for all items).
+    X `[N, Dx]`, Y `[N, Dy]`. May be negative; not clamped. `eps` is the reference's, for the same numbers. For rows of length
+    1 that point all ways it takes about 1e-6 D off; where all items share a direction it takes more, and most of the
+    score where their mean cosine is 0.99: `align` notes what it takes, and eps=0 leaves it out. It shrinks with rows
+    shorter than 1, so that scale does not matter. N of 4 is the least; small N is noisy. Raises ValueError where the
+    estimate of a variance is negative.
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(size=(100, 8))
     >>> round(unbiased_cka(X, 3 * X + 1), 4)
     1.0
     """
-    return compare(UNBIASED_CKA, X, Y)
+    return compare(UNBIASED_CKA, X, Y, eps=eps)
 
 
 def squared_distances(x: Tensor) -> Tensor:
@@ -368,28 +383,33 @@ def gulp(X: Tensor, Y: Tensor, ridge: float = 1e-2, distance: bool = False) -> T
     return (xx + yy - 2 * xy).clamp(min=0) if distance else share(xy, xx, yy)
 
 
-def minibatch_cka(X: Tensor, Y: Tensor, batch: int = 512) -> Tensor:
+def minibatch_cka(
+    X: Tensor | ArrayLike, Y: Tensor | ArrayLike, batch: int = 512, eps: float = EPS, seed: int = 0
+) -> float:
     """Unbiased CKA of many items, estimated batch by batch in memory that does not grow with N.
 
-    HSIC is summed over consecutive batches and only then divided, so that it estimates what `unbiased_cka` of all items
-    does (Nguyen, Raghu and Kornblith 2021, "Do Wide and Deep Networks Learn the Same Things?", eq. 3). The items ought to
-    be in random order. Up to 3 items at the end that make no batch are left out. Costs N batch (Dx + Dy).
+    X `[N, Dx]`, Y `[N, Dy]`, numpy or torch. The items are dealt at random (by `seed`) to batches of equal size, `batch` or
+    a little less; HSIC is averaged over them and only then divided, so that it estimates what `unbiased_cka` of all
+    items does (Nguyen, Raghu and Kornblith 2021, "Do Wide and Deep Networks Learn the Same Things?", eq. 3). Costs N
+    batch (Dx + Dy). Raises ValueError for a batch below 8.
 
     >>> X = torch.randn(1000, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    >>> bool(minibatch_cka(X, X, batch=100) > 0.999)
+    >>> minibatch_cka(X, X, batch=100) > 0.999
     True
     """
-    if not isinstance(batch, int) or batch < 4:
-        raise ValueError(f"batch must be an int of 4 or more, got {batch}")
-    total = torch.zeros(3, dtype=torch.float64, device=X.device)
-    # one scale for all batches, as in unbiased_cka
-    x, y = (z / min(1.0, float(z.square().sum(1).mean().sqrt())) for z in (X, Y))
-    for a, b in zip(x.split(batch), y.split(batch), strict=True):
-        if len(a) >= 4:
-            n = len(a)
-            k, l = centred_gram(a), centred_gram(b)
-            for i, (p, q) in enumerate(((k, l), (k, k), (l, l))):
-                u, v = _diagonal(p), _diagonal(q)
-                total[i] += unbiased(_inner(p, q), u @ v, u.sum() * v.sum(), n)
-    batches = max(1, len(x) // batch)
-    return _unbiased_cosine(*(total / batches))
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 8:
+        raise ValueError(f"batch must be an int of 8 or more, got {batch}")
+    x, y = check_pair(X, Y)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    scales = [
+        min(1.0, float(z.square().sum(1).mean().sqrt())) for z in (x, y)
+    ]  # as in unbiased_cka, one for all batches
+    total = torch.zeros(3, dtype=torch.float64, device=x.device)
+    batches = order.tensor_split(-(-len(x) // batch))
+    for items in batches:
+        k, l = (centred_gram(z[items] / scale) for z, scale in zip((x, y), scales, strict=True))
+        for i, (p, q) in enumerate(((k, l), (k, k), (l, l))):
+            u, v = _diagonal(p), _diagonal(q)
+            total[i] += unbiased(_inner(p, q), u @ v, u.sum() * v.sum(), len(items))
+    xy, xx, yy = total / len(batches)
+    return float(_unbiased_cosine(xy, xx, yy, eps))

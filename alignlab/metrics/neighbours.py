@@ -114,7 +114,7 @@ def jaccard(shared: Tensor, k: int) -> Tensor:
 @metric(
     formula="share of items i with i in N_X(j) for some j in N_Y(i)",
     range="0..1",
-    chance="about 1 - (1 - k / (N - 1))^k",
+    chance="about 1 - (1 - k / (N - 1))^k, less where few items are neighbours of many",
     invariant=("scale", "permutation", "rotation"),
     cost="N^2 (Dx + Dy)",
     source=f"{PRH}, code",
@@ -145,7 +145,7 @@ def cycle(a: Tensor, b: Tensor) -> Tensor:
     formula="mean over items of the length of the longest common subsequence of N_X(i) and N_Y(i)",
     range="0..k",
     ceiling="k",
-    chance="about k^2 / (N - 1), a little less",
+    chance="below k^2 / (N - 1), by a quarter where that is 2",
     invariant=("scale", "permutation", "rotation"),
     cost="N^2 (Dx + Dy) + N k^2",
     source=f"{PRH}, code",
@@ -179,7 +179,7 @@ def common_subsequence(a: Tensor, b: Tensor) -> Tensor:
 @metric(
     formula="1 - mean over items of Levenshtein(N_X(i), N_Y(i)) / k",
     range="0..1",
-    chance="about k / (N - 1) / 2",
+    chance="about 1 / (N - 1): only a neighbour at the same place saves an edit",
     invariant=("scale", "permutation", "rotation"),
     cost="N^2 (Dx + Dy) + N k^2",
     source=f"{PRH}, code",
@@ -217,7 +217,7 @@ def edits(a: Tensor, b: Tensor) -> Tensor:
 @metric(
     formula="mean over items of sum over j in both of 2 / ((1 + |r - s|)(r + s)) / H(c); r, s ranks of j, c shared, H harmonic",
     range="0..1",
-    chance="below k^2 / (N - 1)",
+    chance="about w k^2 / (N - 1) for k^2 well below N, w the mean weight of two places (0.08 for k = 10)",
     invariant=("scale", "permutation", "rotation"),
     cost="N^2 (Dx + Dy) + N k^2",
     source=f"{RESI}, rank similarity; Wang et al. 2022",
@@ -247,7 +247,7 @@ def ranks_alike(a: Tensor, b: Tensor) -> Tensor:
 @metric(
     formula="mean over items of the Jaccard index times the rank similarity of their neighbourhoods",
     range="0..1",
-    chance="below (k / (N - 1))^2 k",
+    chance="about w k^2 / ((N - 1) (2 k - 1)), w as in rank_similarity",
     invariant=("scale", "permutation", "rotation"),
     cost="N^2 (Dx + Dy) + N k^2",
     source=f"{RESI}, joint rank and Jaccard similarity; Wang et al. 2022",
@@ -308,7 +308,7 @@ def to_neighbours(x: Tensor, near: Tensor) -> Tensor:
 @metric(
     formula="HSIC(M K, M L) / (sqrt(HSIC(M_X K, M_X K) HSIC(M_Y L, M_Y L)) + eps); M keeps neighbours in both, HSIC unbiased",
     range="about -1..1",
-    chance="about 0",
+    chance="about k / (N - 1) for features without a common direction",
     invariant=("scale", "permutation", "rotation"),
     cost="N^2 (Dx + Dy) + N k^2",
     source=f"{PRH}, appendix A and code; Song et al. 2012, eq. 5",

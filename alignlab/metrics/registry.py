@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from alignlab.metrics.inputs import check_k, check_pair, is_same
+from alignlab.metrics.inputs import as_tensor, check_k, check_pair, is_same
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,8 +114,8 @@ def metric(
             given = signature.bind(x, y, *args, **kwargs).arguments
             if "k" in options:
                 check_k(given.get("k", signature.parameters["k"].default), len(x))
-            for label, t in (("X", x), ("Y", y)):
-                if is_same(t):
+            for label, t, given_as in (("X", x, X), ("Y", y, Y)):
+                if is_same(t, as_tensor(given_as, label).dtype):
                     if given.get("distance"):
                         raise ValueError(f"{label} is the same for every item: it has no distance from anything")
                     warnings.warn(f"{label} is the same for every item; its score is 0", stacklevel=2)
@@ -125,7 +125,8 @@ def metric(
             value = float(core(x, y, *args, **kwargs))
             if not math.isfinite(value):
                 raise ValueError(
-                    f"{name} is not defined for these features (shapes {tuple(x.shape)} and {tuple(y.shape)}): {value}"
+                    f"{name} is not defined for these X and Y (shapes {tuple(x.shape)} and {tuple(y.shape)}): {value}; "
+                    "look for features that hardly vary, few items, or values near the largest or least of their dtype"
                 )
             return value
 
@@ -173,6 +174,8 @@ def metric(
 def check_rows(x: Tensor, name: str) -> None:
     """ValueError where an item's feature is all zeros: it has no direction, and no neighbours."""
     zero = x.norm(dim=1) == 0
+    if zero.any():
+        zero &= ~x.any(1)  # the norm of very small numbers is 0 too
     if zero.any():
         raise ValueError(
             f"{name} has a row of zeros (item {int(zero.nonzero()[0, 0])}); leave the item out or extract it again"

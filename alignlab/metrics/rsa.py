@@ -41,6 +41,8 @@ def rdm(x: Tensor, dissimilarity: str = "correlation", compare: str = "spearman"
     if compare not in COMPARISONS:
         raise ValueError(f"compare must be one of {', '.join(COMPARISONS)}, got {compare!r}")
     n = len(x)
+    if dissimilarity == "correlation":
+        check_varied(x, "a layer")
     upper = torch.triu_indices(n, n, 1, device=x.device)
     values = dissimilarities(x, dissimilarity)[upper[0], upper[1]]  # [N (N - 1) / 2]
     # rounding must make neither an order of what is tied nor a variance of what is equal
@@ -55,6 +57,16 @@ def rdm(x: Tensor, dissimilarity: str = "correlation", compare: str = "spearman"
     out = values.new_zeros(n, n)
     out[upper[0], upper[1]] = values
     return (out + out.T).to(x.dtype)
+
+
+def check_varied(x: Tensor, name: str) -> None:
+    """ValueError for an item whose features are all one number: it correlates with nothing."""
+    flat = (x - x[:, :1]).abs().amax(1) <= torch.finfo(x.dtype).eps * x.abs().amax(1)
+    if flat.any():
+        raise ValueError(
+            f"{name} has an item ({int(flat.nonzero()[0, 0])}) whose features are all one number; "
+            "its correlation is undefined, use dissimilarity='euclidean'"
+        )
 
 
 RSA = Form(rdm, cosine)
@@ -82,11 +94,6 @@ def rsa(X: Tensor, Y: Tensor, dissimilarity: str = "correlation", compare: str =
     1.0
     """
     if dissimilarity == "correlation":
-        for name, t in (("X", X), ("Y", Y)):
-            flat = (t - t[:, :1]).abs().amax(1) <= torch.finfo(t.dtype).eps * t.abs().amax(1)
-            if flat.any():
-                raise ValueError(
-                    f"{name} has an item ({int(flat.nonzero()[0, 0])}) whose features are all one number; "
-                    "its correlation is undefined, use dissimilarity='euclidean'"
-                )
+        check_varied(X, "X")
+        check_varied(Y, "Y")
     return kernels.compare(RSA, X, Y, dissimilarity=dissimilarity, compare=compare)

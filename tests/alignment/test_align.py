@@ -163,8 +163,10 @@ def test_many_items_are_never_held_against_each_other(monkeypatch):
 
 
 def test_matrices_larger_than_any_memory_are_refused(features, monkeypatch):
-    monkeypatch.setattr(engine, "MATRIX_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"rsa compares matrices of N x N numbers, .* with N=48; take a sample"):
+    monkeypatch.setattr(engine, "memory", lambda: 1000)
+    with pytest.raises(
+        ValueError, match=r"rsa compares matrices of N x N numbers and needs .* with N=48; take a sample"
+    ):
         align(*features, ["rsa"], nulls=0, resamples=0)
 
 
@@ -175,6 +177,60 @@ def test_dtypes_may_differ(features):
     for name in names:
         exact = align(x[:2], y, [name], k=K, nulls=0, resamples=0, q=1).matrix(name)
         np.testing.assert_allclose(mixed.matrix(name), exact, rtol=1e-4)
+
+
+def test_a_layer_that_varies_in_one_item_only_leaves_an_interval_or_none():
+    """On half of the halves it is the same for every item: these are left out, and counted in a note."""
+    rng = np.random.default_rng(0)
+    y, z = rng.normal(size=(60, 1, 6)), np.ones((60, 1, 6))
+    z[7] = [2, 1, 1, 1, 1, -3]
+    names = ["cka", "gulp", "procrustes", "svcca", "distance_correlation"]
+    result = align(z, y, names, nulls=5, resamples=20, split_half=3, options={"svcca": {"cca_dim": 1}})
+    for name in names:
+        best = result.best(name)
+        assert best.ci95 is None or np.isfinite(best.ci95).all(), name
+        assert np.isfinite([best.score, best.p, best.null_mean]).all(), name
+        assert best.held_out is None or np.isfinite(best.held_out)
+    assert any("gulp could not be measured on" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 7])
+def test_halves_too_small_to_measure_are_refused(n):
+    x = np.random.default_rng(0).normal(size=(n, 1, 9))
+    with pytest.raises(ValueError, match=f"halves of {n} items are too few"):
+        align(x, x, ["cka"])
+    assert align(x, x, ["cka"], nulls=3, resamples=0).best("cka").score == pytest.approx(1)
+
+
+def test_what_the_references_epsilon_takes_is_said():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(200, 64)) + 10 * rng.normal(size=64))[:, None]
+    with_eps = align(x, x, ["unbiased_cka"], nulls=0, resamples=0)
+    assert with_eps.best("unbiased_cka").score < 0.9
+    assert any("with itself is 0." in note and "'eps': 0" in note for note in with_eps.notes)
+    without = align(x, x, ["unbiased_cka"], nulls=0, resamples=0, options={"unbiased_cka": {"eps": 0.0}})
+    assert without.best("unbiased_cka").score == pytest.approx(1)
+    assert not without.notes
+
+
+def test_repeated_items_on_both_sides_are_said():
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(4, 8))[rng.integers(0, 4, size=80)][:, None] for _ in "xy")
+    assert any("have the same features as another" in note for note in align(x, y, k=4, nulls=0, resamples=0).notes)
+    fresh = rng.normal(size=(80, 1, 8))
+    assert not align(x, fresh, k=4, nulls=0, resamples=0).notes
+
+
+def test_refusals_of_a_metric_reach_the_caller_of_align():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"rsa: a layer has an item .* whose features are all one number"):
+        align(rng.normal(size=(60, 1, 1)), rng.normal(size=(60, 1, 4)), ["rsa"], nulls=0, resamples=0)
+
+
+def test_numbers_of_numpy_are_saved_too(tmp_path, features):
+    result = align(*features, k=np.int64(K), nulls=2, resamples=2, seed=np.int64(3))
+    result.save(tmp_path / "a.json")
+    assert Alignment.load(tmp_path / "a.json").best("cka") == result.best("cka")
 
 
 def test_nothing_is_left_behind(features):
@@ -416,6 +472,7 @@ def test_without_nulls_or_resamples_nothing_is_claimed(features):
         ({"options": {"rsa": {}}}, "options names rsa, which is not among metrics"),
         ({"metrics": ["rsm_difference"], "options": {"rsm_difference": {"distance": True}}}, "no option distance here"),
         ({"metrics": ["rsa"], "options": {"rsa": {"compare": "kendall"}}}, "compare must be one of spearman, pearson"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used here"),
         ({"approximate": "lsh"}, "approximate must be among faiss, minibatch, got 'lsh'"),
         ({"approximate": "minibatch"}, "approximate='minibatch' is for unbiased_cka, got metrics mutual_knn, cka"),
         ({"split_half": -2}, "split_half must be a whole number, 0 or more, got -2"),

@@ -205,7 +205,7 @@ def untiring() -> Callable[[torch.Tensor, torch.Tensor], float]:
 Lie = tuple[Callable[..., Any], dict[str, Any], check.Check, str]
 LIES: dict[str, Lie] = {
     "a range exceeded": (plain, {"range": "0..0.5"}, check.check_number, r"is outside its range 0\.\.0\.5"),
-    "nan": (undefined_for_wide, {}, check.check_number, r"is not defined for these features .* \(X \(20, 30\)"),
+    "nan": (undefined_for_wide, {}, check.check_number, r"is not defined for these X and Y .* \(X \(20, 30\)"),
     "another exception": (cut_off, {}, check.check_number, "raised IndexError"),
     "another ceiling": (plain, {"ceiling": 2.0}, check.check_self, r"for X itself, but its ceiling is 2\.0"),
     "a rival above itself": (uncentred_dot, {"ceiling": 1.0}, check.check_self, "above .* for X itself"),
@@ -228,7 +228,7 @@ LIES: dict[str, Lie] = {
     "its input modified": (centring_in_place, {}, check.check_inputs_kept, "modifies its input X"),
     "chance": (drawn, {}, check.check_deterministic, "at first, then|random state of torch"),
     "an unknown word": (zealous, {}, check.check_bad_options, "for word='no such'; it must raise a ValueError"),
-    "a dead feature": (dividing, {}, check.check_redundant_features, "is not defined for these features"),
+    "a dead feature": (dividing, {}, check.check_redundant_features, "is not defined for these X and Y"),
     "too liberal a test": (untiring(), {}, check.check_type_one_error, "rejects 40 of 40 true nulls"),
 }
 

@@ -134,6 +134,39 @@ def test_the_code_of_the_docs_page_runs():
     try:
         exec(code, space)
         x = np.random.default_rng(0).normal(size=(30, 2, 5))
-        assert align(x, x, ["same_cosine"], nulls=9, resamples=0, q=1).best("same_cosine").score == pytest.approx(1)
+        assert align(x, x, ["eccentricity"], nulls=9, resamples=0, q=1).best("eccentricity").score == pytest.approx(1)
     finally:
-        REGISTRY.pop("same_cosine", None)
+        REGISTRY.pop("eccentricity", None)
+
+
+def test_a_large_feature_or_offset_does_not_hide_the_others():
+    x = np.random.default_rng(0).normal(size=(50, 6))
+    assert metrics.cka(x + 1e6, x) == pytest.approx(1, abs=1e-6)
+    beside = np.c_[0.02 * x, np.full(50, 1e4)]
+    assert metrics.cka(beside, x) == pytest.approx(1, abs=1e-6)
+    assert metrics.cka(beside.astype(np.float32), x.astype(np.float32)) > 0.99
+
+
+def test_noise_of_rounding_is_no_variation():
+    rng = np.random.default_rng(0)
+    same = (1 + 1e-7 * rng.normal(size=(50, 6))).astype(np.float32)
+    with pytest.warns(UserWarning, match="X is the same for every item"):
+        assert metrics.cka(same, rng.normal(size=(50, 6))) == 0
+
+
+def test_features_too_sparse_for_the_quantile_are_refused():
+    f = np.zeros((40, 50))
+    f[:, 0] = np.arange(1, 41)
+    with pytest.raises(ValueError, match=r"F is 0 in 95% of its values or more: .* use q=1"):
+        metrics.prepare(f)
+    assert np.isfinite(metrics.prepare(f, q=1)).all()
+
+
+@pytest.mark.parametrize("n", [1024, 1028, 1540])
+def test_minibatches_come_near_whatever_the_order_and_the_remainder(n):
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(4, 8)), n // 4, 0) + 0.1 * rng.normal(size=(n // 4 * 4, 8))  # sorted by class
+    y = x + 0.3 * rng.normal(size=x.shape)
+    assert metrics.minibatch_cka(x, y) == pytest.approx(metrics.unbiased_cka(x, y), abs=0.01)
+    with pytest.raises(ValueError, match="batch must be an int of 8 or more, got 4"):
+        metrics.minibatch_cka(x, y, batch=4)
