@@ -70,14 +70,20 @@ not include, is not.
 import torch
 import alignlab as al
 
+
 @al.metrics.metric(
-    formula="correlation of |x_i - mean x| and |y_i - mean y|", range="-1..1", chance="0",
-    invariant=("scale", "shift", "permutation", "rotation"), cost="N (Dx + Dy)", source="this page",
+    formula="correlation of |x_i - mean x| and |y_i - mean y|",
+    range="-1..1",
+    chance="0",
+    invariant=("scale", "shift", "permutation", "rotation"),
+    cost="N (Dx + Dy)",
+    source="this page",
 )
 def eccentricity(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
     \"\"\"Whether the same items lie far out in both representations.\"\"\"
     far = [(z - z.mean(0)).norm(dim=1) for z in (X, Y)]
     return torch.corrcoef(torch.stack(far))[0, 1]
+
 
 al.metrics.check_metric("eccentricity")
 ```

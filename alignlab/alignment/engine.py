@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -12,14 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.alignment.graph_pairs import GraphPairs, OverlapPairs
+from alignlab.alignment.graph_pairs import GraphPairs, OverlapPairs, SecondOrderPairs
 from alignlab.alignment.kernel_pairs import FactorPairs, KernelPairs
 from alignlab.alignment.layers import Layers
-from alignlab.alignment.pairs import EachPair, LayerPairs
+from alignlab.alignment.pairs import EachPair, LayerPairs, StatePairs
 from alignlab.alignment.result import Alignment, Best, MetricResult
 from alignlab.metrics import Metric, check_name, kernels, neighbours
+from alignlab.metrics.cca import components, correlation
 from alignlab.metrics.inputs import as_tensor, check_count, check_k, is_same, prepare_tensor
 from alignlab.metrics.permutation import LEAST, feature_moments, kernel_moments, pearson3_p, permutation_moments
+from alignlab.metrics.procrustes import (
+    aligned,
+    compact,
+    nuclear,
+    right_angles,
+    shape,
+    shape_cosine,
+    squares_apart,
+    unit_shape,
+)
 from alignlab.metrics.registry import REGISTRY, check_rows
 from alignlab.metrics.rsa import RSA
 from alignlab.progress import Tick, progress
@@ -49,6 +61,14 @@ GRAPHS: dict[str, Callable[..., Tensor]] = {
     "rank_similarity": lambda a, u, b, v, k: neighbours.ranks_alike(a, b).mean(),
     "joint_rank_knn": lambda a, u, b, v, k: neighbours.joint_rank(a, b).mean(),
     "cknna": lambda a, u, b, v, k, eps=kernels.EPS: neighbours.neighbour_kernels(a, u.double(), b, v.double(), eps),
+}
+# What is computed of a layer alone, and how two of these are scored.
+STATES: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "svcca": (components, correlation),
+    "procrustes": (unit_shape, shape_cosine),
+    "angular_shape": (unit_shape, lambda a, b: right_angles(shape_cosine(a, b))),
+    "size_and_shape": (shape, lambda a, b: squares_apart(a, b, nuclear(a, b), distance=False)),
+    "aligned_cosine": (lambda x: compact(x.double()), aligned),
 }
 APPROXIMATIONS = ("faiss", "minibatch")
 
@@ -384,6 +404,11 @@ def _builder(
         return lambda x, y: GraphPairs(
             x, y, settings["k"], lambda a, u, b, v: score(a, u, b, v, **settings)
         ), everything
+    if name == "second_order_cosine" and _fits(sides.x, sides.y):
+        return lambda x, y: SecondOrderPairs(x, y, settings["k"]), everything
+    if name in STATES:
+        state, score_states = STATES[name]
+        return lambda x, y: StatePairs(x, y, partial(state, **settings), score_states), everything
     return lambda x, y: EachPair(x, y, metric, settings), everything
 
 
@@ -412,7 +437,11 @@ def _measure(
             pairs = build(sides.x.some(rows) if some else sides.x, sides.y.some(columns) if some else sides.y)
         except ValueError as error:
             raise ValueError(f"{metric.name}: {error}") from error
-        if isinstance(pairs, GraphPairs) and len(draws.subsets) + len(draws.halves):
+        if (
+            isinstance(pairs, GraphPairs)
+            and not isinstance(pairs, SecondOrderPairs)
+            and len(draws.subsets) + len(draws.halves)
+        ):
             for side in (pairs.x, pairs.y):
                 side.neighbours(pairs.length)  # what halves need, found in one search
         block = np.ix_([kept[0][i] for i in rows], [kept[1][j] for j in columns])
@@ -426,7 +455,7 @@ def _measure(
             run: Callable[[Tensor], Tensor], draw: Tensor, g: int = g, pairs: LayerPairs = pairs
         ) -> Iterator[tuple[slice, np.ndarray]]:
             nonlocal done
-            size = FEW if isinstance(pairs, EachPair) else CHUNK
+            size = FEW if isinstance(pairs, EachPair | StatePairs) else CHUNK
             for start in range(0, len(draw), size):
                 scores = _attempt(run, draw[start : start + size], (len(pairs.x), len(pairs.y)))  # [C, L_x, L_y]
                 done += len(scores)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignlab.alignment.layers import Layers
-from alignlab.metrics.neighbours import overlap
+from alignlab.metrics.neighbours import overlap, second_order
 
 TABLE_BYTES = 500_000_000  # of the table of y's edges; with more items neighbour lists are compared instead
 
@@ -77,6 +77,42 @@ class GraphPairs:
 
     def chance(self) -> Tensor | None:
         return None
+
+
+class SecondOrderPairs(GraphPairs):
+    """Second-order cosine: lists of neighbours, and inner products with both lists, read off one matrix a layer."""
+
+    def __init__(self, x: Layers, y: Layers, k: int) -> None:
+        super().__init__(x, y, k, lambda a, u, b, v: u.new_zeros(()))
+        self.products = [[f @ f.T for f in side.features] for side in (x, y)]  # [L] of [N, N]
+
+    def _at(self, products: Tensor, near: Tensor, origin: Tensor) -> Tensor:
+        """Products of each item with those listed, items standing where `origin` had them: `[N, N]`, `[N, k]` -> `[N, k]`."""
+        return products.view(-1)[origin[:, None] * self.n + origin[near]]
+
+    def _all(self, perm: Tensor) -> Tensor:
+        a, b = self.x.neighbours(self.k)[1], self.y.neighbours(self.k)[1]
+        back = perm.argsort()
+        here = torch.arange(self.n, device=perm.device)
+        rows = []
+        for near_x, in_x in zip(perm[a[:, back]], self.products[0], strict=True):
+            row = []
+            for near_y, in_y in zip(b, self.products[1], strict=True):
+                both = (near_x, near_y)
+                xs, ys = [self._at(in_x, near, back) for near in both], [self._at(in_y, near, here) for near in both]
+                row.append(second_order(near_x, near_y, xs, ys))
+            rows.append(torch.stack(row))
+        return torch.stack(rows)
+
+    def matrix(self) -> Tensor:
+        return self._all(torch.arange(self.n, device=self.x.features[0].device))
+
+    def permuted(self, perms: Tensor) -> Tensor:
+        return torch.stack([self._all(perm) for perm in perms])
+
+    def subsampled(self, subsets: Tensor) -> Tensor:
+        few = (SecondOrderPairs(self.x.rows(s), self.y.rows(s), self.k) for s in subsets)
+        return torch.stack([pairs.matrix() for pairs in few])
 
 
 class OverlapPairs(GraphPairs):

@@ -1,12 +1,13 @@
 """All layer pairs at once, and again under permutations and on subsets, from one pass over each layer.
 
 A metric is a `LayerPairs`, built from the layers of both models. Nothing is recomputed that a permutation or a subset
-leaves as it was: neighbours are relabelled (`graph_pairs`), kernels re-indexed (`kernel_pairs`). `EachPair` does it for
-any other metric, pair by pair.
+leaves as it was: neighbours are relabelled (`graph_pairs`), kernels re-indexed (`kernel_pairs`), what an SVD says of a
+layer is moved with its items (`StatePairs`). `EachPair` does it for any other metric, pair by pair.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +65,32 @@ class EachPair:
     def subsampled(self, subsets: Tensor) -> Tensor:
         few = [(self.x.rows(s).features, self.y.rows(s).features) for s in subsets]
         return torch.stack([self._scores(x, y) for x, y in few])
+
+    def chance(self) -> Tensor | None:
+        return None
+
+
+class StatePairs:
+    """A metric on what one layer alone says: `state(features)` `[N, r]`, moved with its items, and `score` of two states."""
+
+    def __init__(
+        self, x: Layers, y: Layers, state: Callable[[Tensor], Tensor], score: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        self.x, self.y, self.state, self.score = x, y, state, score
+        self.states_x, self.states_y = [state(f) for f in x.features], [state(f) for f in y.features]
+
+    def _scores(self, states: list[Tensor]) -> Tensor:
+        return torch.stack([torch.stack([self.score(a, b).double() for b in self.states_y]) for a in states])
+
+    def matrix(self) -> Tensor:
+        return self._scores(self.states_x)
+
+    def permuted(self, perms: Tensor) -> Tensor:
+        return torch.stack([self._scores([a[back] for a in self.states_x]) for back in perms.argsort(1)])
+
+    def subsampled(self, subsets: Tensor) -> Tensor:
+        few = (StatePairs(self.x.rows(s), self.y.rows(s), self.state, self.score) for s in subsets)
+        return torch.stack([pairs.matrix() for pairs in few])
 
     def chance(self) -> Tensor | None:
         return None

@@ -58,10 +58,19 @@ def svcca(X: Tensor, Y: Tensor, cca_dim: int = 10) -> Tensor:
     >>> round(svcca(X, 3 * X[:, ::-1] + 1), 6)
     1.0
     """
-    n = len(X)
+    return correlation(components(X, cca_dim), components(Y, cca_dim))
+
+
+def components(x: Tensor, cca_dim: int = 10) -> Tensor:
+    """The first directions of standardised features, `[N, D]` -> `[N, min(cca_dim, rank)]`."""
+    n = len(x)
     if isinstance(cca_dim, bool) or not isinstance(cca_dim, int | np.integer) or not 1 <= cca_dim <= n - 1:
         raise ValueError(f"cca_dim must be an int in [1, N-1], got {cca_dim} with N={n}")
-    u, v = (directions(unit_columns(z), z.dtype)[:, :cca_dim] for z in (X, Y))
+    return directions(unit_columns(x), x.dtype)[:, :cca_dim]
+
+
+def correlation(u: Tensor, v: Tensor) -> Tensor:
+    """The mean canonical correlation of two sets of directions."""
     return torch.linalg.svdvals(u.T @ v).clamp(max=1).mean()
 
 

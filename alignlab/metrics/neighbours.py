@@ -290,10 +290,14 @@ def second_order_cosine(X: Tensor, Y: Tensor, k: int = 10) -> Tensor:
     1.0
     """
     a, b = nearest(X, k), nearest(Y, k)
+    return second_order(a, b, [to_neighbours(X, near) for near in (a, b)], [to_neighbours(Y, near) for near in (a, b)])
+
+
+def second_order(a: Tensor, b: Tensor, in_x: list[Tensor], in_y: list[Tensor]) -> Tensor:
+    """Second-order cosine from neighbours a and b and the inner products with both, in X and in Y: all `[N, k]`."""
     only_b = ~agreement(a, b).any(-2)  # [N, k]: what a has not counted already
-    total = X.new_zeros(3, len(X), dtype=torch.float64)  # x.y, x.x and y.y over the union
-    for near, counts in ((a, torch.ones_like(only_b)), (b, only_b)):
-        x, y = to_neighbours(X, near), to_neighbours(Y, near)  # [N, k]
+    total = torch.zeros(3, len(a), dtype=torch.float64, device=a.device)  # x.y, x.x and y.y over the union
+    for x, y, counts in zip(in_x, in_y, (torch.ones_like(only_b), only_b), strict=True):
         total += torch.stack([(p * q * counts).sum(1, dtype=torch.float64) for p, q in ((x, y), (x, x), (y, y))])
     return (total[0] / (total[1] * total[2]).sqrt()).mean()
 

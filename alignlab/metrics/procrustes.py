@@ -27,15 +27,30 @@ def compact(x: Tensor) -> Tensor:
     return torch.linalg.qr(x.T, mode="r").R.T if d > n else x
 
 
+def shape(x: Tensor) -> Tensor:
+    """Centred features in float64, no more than items."""
+    return compact(centre(x.double()))
+
+
+def unit_shape(x: Tensor) -> Tensor:
+    """The same, of norm 1."""
+    centred = shape(x)
+    return centred / centred.norm()
+
+
 def nuclear(x: Tensor, y: Tensor) -> Tensor:
-    """The largest inner product <x Q, y> over all rotations Q, `[N, Dx]`, `[N, Dy]`: the nuclear norm of x' y."""
-    return torch.linalg.svdvals(compact(x).T @ compact(y)).sum()
+    """The largest inner product <x Q, y> over all rotations Q of compact x and y: the nuclear norm of x' y."""
+    return torch.linalg.svdvals(x.T @ y).sum()
 
 
-def shape_cosine(X: Tensor, Y: Tensor) -> Tensor:
-    """The largest cosine between X, rotated, and Y, both centred and taken as one vector each."""
-    x, y = centre(X.double()), centre(Y.double())
-    return (nuclear(x, y) / (x.norm() * y.norm())).clamp(max=1)
+def shape_cosine(x: Tensor, y: Tensor) -> Tensor:
+    """The largest cosine between two unit shapes, one of them rotated, each taken as one vector."""
+    return nuclear(x, y).clamp(max=1)
+
+
+def right_angles(cosine: Tensor) -> Tensor:
+    """1 - the angle as a share of a right angle."""
+    return 1 - cosine.arccos() * (2 / math.pi)
 
 
 def squares_apart(x: Tensor, y: Tensor, inner: Tensor, distance: bool) -> Tensor:
@@ -67,7 +82,7 @@ def procrustes(X: Tensor, Y: Tensor, distance: bool = False) -> Tensor:
     >>> round(procrustes(X, 3 * X[:, ::-1] + 1), 6)
     1.0
     """
-    score = shape_cosine(X, Y)
+    score = shape_cosine(unit_shape(X), unit_shape(Y))
     return (2 - 2 * score).sqrt() if distance else score
 
 
@@ -91,8 +106,8 @@ def angular_shape(X: Tensor, Y: Tensor, distance: bool = False) -> Tensor:
     >>> round(angular_shape(X, 3 * X[:, ::-1] + 1), 6)
     1.0
     """
-    angle = shape_cosine(X, Y).arccos()
-    return angle if distance else 1 - angle * (2 / math.pi)
+    cosine = shape_cosine(unit_shape(X), unit_shape(Y))
+    return cosine.arccos() if distance else right_angles(cosine)
 
 
 @metric(
@@ -116,7 +131,7 @@ def size_and_shape(X: Tensor, Y: Tensor, distance: bool = False) -> Tensor:
     >>> round(size_and_shape(X, X[:, ::-1] + 1), 6), round(size_and_shape(X, 3 * X), 6)
     (1.0, 0.6)
     """
-    x, y = centre(X.double()), centre(Y.double())
+    x, y = shape(X), shape(Y)
     return squares_apart(x, y, nuclear(x, y), distance)
 
 
@@ -165,7 +180,11 @@ def aligned_cosine(X: Tensor, Y: Tensor) -> Tensor:
     >>> round(aligned_cosine(X, 3 * X[:, ::-1]), 6)
     1.0
     """
-    x, y = compact(X.double()), compact(Y.double())
+    return aligned(compact(X.double()), compact(Y.double()))
+
+
+def aligned(x: Tensor, y: Tensor) -> Tensor:
+    """The mean cosine between the rows of compact x, rotated onto y, and those of y."""
     u, _, vh = torch.linalg.svd(x.T @ y, full_matrices=False)
     inner = (x @ u * (y @ vh.T)).sum(1)  # [N]: Q = u vh, and it keeps lengths
     return (inner / (x.norm(dim=1) * y.norm(dim=1))).mean()

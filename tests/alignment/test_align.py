@@ -74,7 +74,8 @@ def test_matrix_permutations_and_subsets_are_the_metric_of_every_pair(name, feat
 def test_every_way_is_taken_somewhere(features):
     x, y = features
     taken = {type(pairs).__name__ for name in NAMES if name not in SLOW for pairs in routes(name, x, [y[0]])}
-    assert taken == {"KernelPairs", "FactorPairs", "GraphPairs", "OverlapPairs", "EachPair"}
+    kinds = {"KernelPairs", "FactorPairs", "GraphPairs", "OverlapPairs", "SecondOrderPairs", "StatePairs", "EachPair"}
+    assert taken == kinds
 
 
 @pytest.mark.parametrize("name", [*engine.FORMS, "mutual_knn", "jaccard_knn"])
