@@ -24,15 +24,16 @@ from alignlab.metrics.inputs import as_tensor, check_count, check_k, is_same, pr
 from alignlab.metrics.permutation import LEAST, feature_moments, kernel_moments, pearson3_p, permutation_moments
 from alignlab.metrics.procrustes import (
     aligned,
-    compact,
     nuclear,
     right_angles,
     shape,
     shape_cosine,
     squares_apart,
     unit_shape,
+    wide,
 )
 from alignlab.metrics.registry import REGISTRY, check_rows
+from alignlab.metrics.regression import predictable, share_within, targets
 from alignlab.metrics.rsa import RSA
 from alignlab.progress import Tick, progress
 
@@ -62,13 +63,14 @@ GRAPHS: dict[str, Callable[..., Tensor]] = {
     "joint_rank_knn": lambda a, u, b, v, k: neighbours.joint_rank(a, b).mean(),
     "cknna": lambda a, u, b, v, k, eps=kernels.EPS: neighbours.neighbour_kernels(a, u.double(), b, v.double(), eps),
 }
-# What is computed of a layer alone, and how two of these are scored.
-STATES: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "svcca": (components, correlation),
-    "procrustes": (unit_shape, shape_cosine),
-    "angular_shape": (unit_shape, lambda a, b: right_angles(shape_cosine(a, b))),
-    "size_and_shape": (shape, lambda a, b: squares_apart(a, b, nuclear(a, b), distance=False)),
-    "aligned_cosine": (lambda x: compact(x.double()), aligned),
+# What is computed of a layer of x alone, of one of y, and how the two are scored.
+STATES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "svcca": (components, components, correlation),
+    "procrustes": (unit_shape, unit_shape, shape_cosine),
+    "angular_shape": (unit_shape, unit_shape, lambda a, b: right_angles(shape_cosine(a, b))),
+    "size_and_shape": (shape, shape, lambda a, b: squares_apart(a, b, nuclear(a, b), distance=False)),
+    "aligned_cosine": (wide, wide, aligned),
+    "linear_fit": (targets, predictable, share_within),
 }
 APPROXIMATIONS = ("faiss", "minibatch")
 
@@ -98,7 +100,9 @@ def align(
     (all layers of x permuted alike); its interval comes from `resamples` halves of the items, drawn without
     replacement. `split_half` random splits pick the layer pair on one half and score it on the other, which takes the
     selection out of the score. 0 switches any of the three off. Scores are computed in float32 or more; the same `seed`
-    gives the same result.
+    gives the same result. Most metrics shuffle what they once computed of a layer; `pwcca`, `linear_regression`, the
+    Procrustes family, the feature matches and `rtd` need work for each pair and shuffle, which takes minutes to hours with
+    many wide layers: lower `nulls` and `resamples` there.
 
     Exact unless told otherwise: `approximate="faiss"` finds neighbours with an HNSW index (pip install
     "alignlab[faiss]"), "minibatch" estimates `unbiased_cka` from batches of 512 items; the result's params say so.
@@ -407,8 +411,9 @@ def _builder(
     if name == "second_order_cosine" and _fits(sides.x, sides.y):
         return lambda x, y: SecondOrderPairs(x, y, settings["k"]), everything
     if name in STATES:
-        state, score_states = STATES[name]
-        return lambda x, y: StatePairs(x, y, partial(state, **settings), score_states), everything
+        of_x, of_y, score_states = STATES[name]
+        states = partial(of_x, **settings), partial(of_y, **settings)
+        return lambda x, y: StatePairs(x, y, states, score_states), everything
     return lambda x, y: EachPair(x, y, metric, settings), everything
 
 

@@ -8,6 +8,7 @@ layer is moved with its items (`StatePairs`). `EachPair` does it for any other m
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -53,12 +54,16 @@ class EachPair:
             raise ValueError(f"{self.metric.name} is not defined for layers {i} and {j} (of those that vary)")
         return out
 
-    def matrix(self) -> Tensor:
+    @cached_property
+    def _matrix(self) -> Tensor:
         return self._scores(self.x.features, self.y.features)
+
+    def matrix(self) -> Tensor:
+        return self._matrix
 
     def permuted(self, perms: Tensor) -> Tensor:
         if not self.metric.paired:  # which item is which does not matter: nothing changes
-            return self.matrix().expand(len(perms), -1, -1)
+            return self._matrix.expand(len(perms), -1, -1)
         inverse = perms.argsort(1)
         return torch.stack([self._scores([f[moved] for f in self.x.features], self.y.features) for moved in inverse])
 
@@ -71,13 +76,17 @@ class EachPair:
 
 
 class StatePairs:
-    """A metric on what one layer alone says: `state(features)` `[N, r]`, moved with its items, and `score` of two states."""
+    """A metric on what one layer alone says: states `[N, r]` of x's and y's features, moved with the items, and their score."""
 
     def __init__(
-        self, x: Layers, y: Layers, state: Callable[[Tensor], Tensor], score: Callable[[Tensor, Tensor], Tensor]
+        self,
+        x: Layers,
+        y: Layers,
+        states: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]],
+        score: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        self.x, self.y, self.state, self.score = x, y, state, score
-        self.states_x, self.states_y = [state(f) for f in x.features], [state(f) for f in y.features]
+        self.x, self.y, self.states, self.score = x, y, states, score
+        self.states_x, self.states_y = [states[0](f) for f in x.features], [states[1](f) for f in y.features]
 
     def _scores(self, states: list[Tensor]) -> Tensor:
         return torch.stack([torch.stack([self.score(a, b).double() for b in self.states_y]) for a in states])
@@ -89,7 +98,7 @@ class StatePairs:
         return torch.stack([self._scores([a[back] for a in self.states_x]) for back in perms.argsort(1)])
 
     def subsampled(self, subsets: Tensor) -> Tensor:
-        few = (StatePairs(self.x.rows(s), self.y.rows(s), self.state, self.score) for s in subsets)
+        few = (StatePairs(self.x.rows(s), self.y.rows(s), self.states, self.score) for s in subsets)
         return torch.stack([pairs.matrix() for pairs in few])
 
     def chance(self) -> Tensor | None:

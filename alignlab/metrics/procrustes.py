@@ -27,8 +27,13 @@ def compact(x: Tensor) -> Tensor:
     return torch.linalg.qr(x.T, mode="r").R.T if d > n else x
 
 
+def wide(x: Tensor) -> Tensor:
+    """Features in float64, no more than items."""
+    return compact(x.double())
+
+
 def shape(x: Tensor) -> Tensor:
-    """Centred features in float64, no more than items."""
+    """The same of centred features."""
     return compact(centre(x.double()))
 
 
@@ -180,7 +185,7 @@ def aligned_cosine(X: Tensor, Y: Tensor) -> Tensor:
     >>> round(aligned_cosine(X, 3 * X[:, ::-1]), 6)
     1.0
     """
-    return aligned(compact(X.double()), compact(Y.double()))
+    return aligned(wide(X), wide(Y))
 
 
 def aligned(x: Tensor, y: Tensor) -> Tensor:

@@ -122,9 +122,24 @@ def linear_fit(X: Tensor, Y: Tensor) -> Tensor:
     >>> round(linear_fit(X, X @ np.triu(np.ones((8, 8)))), 6)
     1.0
     """
-    x, y = centre(X.double()), centre(Y.double())
-    if y.shape[1] > len(y):  # an N x N matrix of the same span and singular values: its SVD is several times faster
-        y = torch.linalg.qr(y.T, mode="r").R.T
-    u, s, _ = torch.linalg.svd(y, full_matrices=False)
-    basis = u[:, s > s[0] * max(Y.shape) * torch.finfo(Y.dtype).eps]
-    return (basis.T @ x).square().sum() / x.square().sum()
+    return share_within(targets(X), predictable(Y))
+
+
+def targets(x: Tensor) -> Tensor:
+    """Centred features of norm 1, in float64."""
+    centred = centre(x.double())
+    return centred / centred.norm()
+
+
+def predictable(y: Tensor) -> Tensor:
+    """An orthonormal basis of what is linear in the features, `[N, D]` -> `[N, rank]`."""
+    z = centre(y.double())
+    if z.shape[1] > len(z):  # an N x N matrix of the same span and singular values: its SVD is several times faster
+        z = torch.linalg.qr(z.T, mode="r").R.T
+    u, s, _ = torch.linalg.svd(z, full_matrices=False)
+    return u[:, s > s[0] * max(y.shape) * torch.finfo(y.dtype).eps]
+
+
+def share_within(x: Tensor, basis: Tensor) -> Tensor:
+    """The share of x's squares that lies within the basis."""
+    return (basis.T @ x).square().sum()
