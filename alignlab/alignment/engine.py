@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alignlab.alignment.graph_pairs import GraphPairs, OverlapPairs, SecondOrderPairs
 from alignlab.alignment.kernel_pairs import FactorPairs, KernelPairs
-from alignlab.alignment.layers import Layers
+from alignlab.alignment.layers import Layers, repeated
 from alignlab.alignment.pairs import EachPair, LayerPairs, StatePairs
 from alignlab.alignment.result import Alignment, Best, MetricResult
 from alignlab.metrics import Metric, check_name, kernels, neighbours
@@ -39,6 +39,9 @@ from alignlab.progress import Tick, progress
 
 # What the matrices of one group of layers may take; more layers are done group by group.
 BYTES_AT_ONCE = 1_200_000_000
+# Above this share of items with the features of another, on both sides, equally near neighbours are listed at random: in
+# the order of the items they would agree more often than in any shuffled pairing.
+TIED = 0.02
 MATRICES = 6  # of items by items in float64 that exist at once while two layers' are made and compared
 MOMENTS_UP_TO = 5_000  # items, for the closed-form p-value beside the shuffles': it costs N^2 D or N^3
 CHUNK = 64  # permutations or subsets between two signs of progress; of what is done one by one, a few
@@ -211,22 +214,12 @@ def _warnings(results: Mapping[str, MetricResult], sides: _Sides, kept: list[lis
                     f"unbiased_cka of layer {layer} of {name} with itself is {whole:.2f}: its items are nearly alike and "
                     "the reference's eps takes the rest; options={'unbiased_cka': {'eps': 0}} leaves it out"
                 )
-    if any("k" in result.params for result in results.values()):
-        repeated = [max(_repeated(f) for f in side.features) for side in (sides.x, sides.y)]
-        if min(repeated) > 0.05:
-            notes.append(
-                f"{min(repeated):.0%} of the items or more have the same features as another, on both sides: which of these "
-                "are neighbours is arbitrary, and p of metrics with a k may be too small; leave duplicates out"
-            )
+    if sides.x.order is not None:
+        notes.append(
+            "items with the same features as another on both sides: of neighbours equally near, one side lists some at random, "
+            "so that p holds; even identical representations score below the ceiling of metrics with a k"
+        )
     return notes
-
-
-def _repeated(features: Tensor) -> float:
-    """The share of items whose features another item has too, exactly; by one random projection."""
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(features.shape[1], generator=generator).to(features)
-    _, counts = (features * direction).sum(1).unique(return_counts=True)
-    return float(counts[counts > 1].sum()) / len(features)
 
 
 def check_sizes(entries: Iterable[Metric], settings: Mapping[str, Mapping[str, Any]], n: int, halves: bool) -> None:
@@ -256,6 +249,7 @@ class _Draws:
     def __init__(self, n: int, nulls: int, resamples: int, splits: int, seed: int, device: str) -> None:
         rng = np.random.default_rng(seed)
         half = n // 2
+        self.seed = seed
 
         def rows(orders: list[np.ndarray], width: int) -> Tensor:
             return torch.from_numpy(np.stack(orders) if orders else np.empty((0, width), np.int64)).to(device)
@@ -350,7 +344,10 @@ def _shared(
     plain_x, plain_y = Layers(few_x), Layers(few_y)
     linear = [m for m in entries if m.name in FORMS and FORMS[m.name].linear and m.name not in approximations]
     keep = _fits(plain_x, plain_y) and any(not _narrow(FORMS[m.name], plain_x, plain_y, draws) for m in linear)
-    return _Sides(Layers(few_x, keep, search), Layers(few_y, keep, search), approximations)
+    order = None
+    if any("k" in m.options for m in entries) and min(max(map(repeated, few)) for few in (few_x, few_y)) > TIED:
+        order = torch.from_numpy(np.random.default_rng(draws.seed).permutation(plain_x.n)).to(few_x[0].device)
+    return _Sides(Layers(few_x, keep, search, order), Layers(few_y, keep, search), approximations)
 
 
 def _fits(x: Layers, y: Layers) -> bool:

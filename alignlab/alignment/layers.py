@@ -16,11 +16,19 @@ class Layers:
     """Prepared features, a list of `[N, D_l]`; none may be the same for every item.
 
     With `keep_grams` the centred Gram matrices `[L, N, N]` are computed once, for neighbours and kernels alike. `search`
-    finds neighbours where there is no Gram matrix to read them off.
+    finds neighbours where there is no Gram matrix to read them off. `order`, a permutation of the items, says in which
+    order those that are equally near are listed; without one it is the order of the items.
     """
 
-    def __init__(self, features: Sequence[Tensor], keep_grams: bool = False, search: Search = neighbourhood) -> None:
+    def __init__(
+        self,
+        features: Sequence[Tensor],
+        keep_grams: bool = False,
+        search: Search = neighbourhood,
+        order: Tensor | None = None,
+    ) -> None:
         self.features = list(features)
+        self.order = order
         self.n = len(self.features[0])
         self.keep_grams = keep_grams
         self.search = search
@@ -32,7 +40,7 @@ class Layers:
 
     def some(self, which: Sequence[int]) -> Layers:
         """A few of the layers, on their own."""
-        return Layers([self.features[i] for i in which], self.keep_grams, self.search)
+        return Layers([self.features[i] for i in which], self.keep_grams, self.search, self.order)
 
     def rows(self, items: Tensor) -> Layers:
         """All layers of a few of the items."""
@@ -62,12 +70,26 @@ class Layers:
 
     def _search(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
         features = self.features[layer]
+        if self.order is not None:
+            values, index = self.search(features[self.order], length)
+            back = self.order.argsort()
+            return values[back], self.order[index[back]]
         if not self.keep_grams or self.search is not neighbourhood:
             return self.search(features, length)
         mean = features.mean(0)
         towards = (features - mean) @ mean
         values, index = top(self.grams()[layer].clone(), towards, 0, length)
         return values + towards[:, None] + mean @ mean, index
+
+
+def repeated(x: Tensor) -> float:
+    """The share of items whose features `[N, D]` another item has too, exactly."""
+    generator = torch.Generator().manual_seed(0)
+    line = x @ torch.randn(x.shape[1], generator=generator).to(x)
+    places, order = line.sort()  # equal features stand side by side on any line, and few others do
+    close = (places[1:] - places[:-1] <= 1e-5 * places.abs().amax()).nonzero().flatten()
+    equal = close[(x[order[close]] == x[order[close + 1]]).all(1)]
+    return len(torch.cat([equal, equal + 1]).unique()) / len(x)
 
 
 def symmetric_product(z: Tensor, out: Tensor, block: int = 256) -> None:

@@ -11,7 +11,7 @@ import torch
 from alignlab.alignment import Alignment, align, engine
 from alignlab.alignment.graph_pairs import OverlapPairs
 from alignlab.alignment.kernel_pairs import FactorPairs, KernelPairs
-from alignlab.alignment.layers import Layers, symmetric_product
+from alignlab.alignment.layers import Layers, repeated, symmetric_product
 from alignlab.alignment.pairs import LayerPairs
 from alignlab.metrics import NAMES, cka, mutual_knn, prepare
 from alignlab.metrics.registry import REGISTRY
@@ -217,9 +217,29 @@ def test_what_the_references_epsilon_takes_is_said():
 def test_repeated_items_on_both_sides_are_said():
     rng = np.random.default_rng(0)
     x, y = (rng.normal(size=(4, 8))[rng.integers(0, 4, size=80)][:, None] for _ in "xy")
-    assert any("have the same features as another" in note for note in align(x, y, k=4, nulls=0, resamples=0).notes)
+    assert any("same features as another" in note for note in align(x, y, k=4, nulls=0, resamples=0).notes)
     fresh = rng.normal(size=(80, 1, 8))
     assert not align(x, fresh, k=4, nulls=0, resamples=0).notes
+
+
+def test_tied_neighbours_do_not_make_unrelated_items_significant():
+    """Unrelated groups of identical items: in the order of the items, both sides would list the same neighbours."""
+    rng = np.random.default_rng(0)
+    names = ["mutual_knn", "lcs_knn", "cknna"]
+    p: dict[str, list[float]] = {name: [] for name in names}
+    for seed in range(60):
+        x, y = (rng.normal(size=(3, 8))[rng.integers(0, 3, size=60)][:, None] for _ in "xy")
+        result = align(x, y, names, k=5, nulls=19, resamples=0, seed=seed)
+        for name in names:
+            p[name].append(result.best(name).p)
+    for name, values in p.items():
+        assert sum(v <= 0.05 for v in values) <= 9, name  # binomial(60, 0.05): more than 9 has probability 0.0005
+
+
+def test_repeated_counts_items_not_pairs():
+    x = torch.tensor([[1.0, 2], [3, 4], [1, 2], [1, 2], [5, 6]])
+    assert repeated(x) == 3 / 5
+    assert repeated(x[:2]) == 0
 
 
 def test_refusals_of_a_metric_reach_the_caller_of_align():
