@@ -132,7 +132,7 @@ def align(
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     approximations = choose_approximations(approximate, entries)
-    settings = {m.name: _settings(m, k, options or {}) for m in entries}
+    settings = {m.name: settle(m, k, options or {}) for m in entries}
     unknown = set(options or {}) - set(settings)
     if unknown:
         raise ValueError(f"options names {', '.join(sorted(unknown))}, which is not among metrics")
@@ -273,7 +273,7 @@ def _entries(metrics: Sequence[str]) -> list[Metric]:
     return [REGISTRY[check_name(name)] for name in dict.fromkeys(metrics)]
 
 
-def _settings(metric: Metric, k: int, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def settle(metric: Metric, k: int, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What the metric is called with: its defaults, k, and the caller's options."""
     given = dict(options.get(metric.name, {}))
     known = {name: value for name, value in metric.options.items() if name != "distance"}  # align keeps scores

@@ -32,6 +32,9 @@ def measure(
         help="Any of docs/metrics.md: mutual_knn, cka, unbiased_cka, cknna, rsa, procrustes, ...; may be repeated.",
     ),
     k: int = typer.Option(10, help="Neighbours, for metrics that have them."),
+    option: list[str] = typer.Option(
+        [], help="Of one metric, as METRIC.NAME=VALUE: rsa.compare=pearson, unbiased_cka.eps=0; may be repeated."
+    ),
     pool: str | None = typer.Option(None, help="How an encoder's tokens become one vector: cls, mean or concat."),
     llm_pool: str | None = typer.Option(None, help="How a caption's tokens become one vector: mean or last."),
     n: int | None = typer.Option(None, "--n", help="Use the first N items only."),
@@ -55,7 +58,7 @@ def measure(
 
     Example: alignlab measure --encoder mae --encoder beit --data my-photos/ --out runs/mine
     """
-    from alignlab.alignment.engine import choose_approximations
+    from alignlab.alignment.engine import choose_approximations, settle
     from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.metrics.registry import REGISTRY, check_name
@@ -67,7 +70,10 @@ def measure(
     where = pick_device(device)
     dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)
     _check_sizes(metrics, len(dataset), k, nulls, resamples, split_half, seed)
+    metric_options = _metric_options(option, metrics)
     choose_approximations(approximate, [REGISTRY[name] for name in metrics])
+    for name in metrics:
+        settle(REGISTRY[name], k, metric_options)
     language = find_llm(llm, device=where, dtype=dtype)
     encoders = [find_encoder(name, device=where, dtype=dtype) for name in names]
     folder = output_folder(out, "measure")
@@ -85,6 +91,7 @@ def measure(
         "resamples": resamples,
         "split_half": split_half,
         "approximate": approximate,
+        "options": metric_options,
         "seed": seed,
         "device": where,
     }
@@ -116,6 +123,7 @@ def measure(
             "data": data,
             "metric": metrics,
             "k": k,
+            "option": option,
             "pool": pool,
             "llm_pool": llm_pool,
             "n": n,
@@ -135,6 +143,22 @@ def measure(
     show(console(), described, folder)
     if json_file is not None:
         write_json(json_file, described)
+
+
+def _metric_options(given: list[str], metrics: list[str]) -> dict[str, dict[str, Any]]:
+    """`--option METRIC.NAME=VALUE` as `align` takes it; a value that reads as a number is one."""
+    options: dict[str, dict[str, Any]] = {}
+    for text in given:
+        parts = re.fullmatch(r"(\w+)\.(\w+)=(.+)", text)
+        if parts is None:
+            raise ValueError(f"--option must be METRIC.NAME=VALUE, such as rsa.compare=pearson, got {text!r}")
+        metric, name, value = parts.groups()
+        if metric not in metrics:
+            raise ValueError(f"--option {text}: {metric} is not among --metric {', '.join(metrics)}")
+        number = float(value) if re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value) else value
+        whole = isinstance(number, float) and re.fullmatch(r"[-+]?\d+", value)
+        options.setdefault(metric, {})[name] = int(value) if whole else number
+    return options
 
 
 def _check_sizes(metrics: list[str], n: int, k: int, nulls: int, resamples: int, split_half: int, seed: int) -> None:

@@ -40,7 +40,7 @@ def naive(name: str, x: list[torch.Tensor], y: list[torch.Tensor], **options: ob
 def routes(name: str, x: list[torch.Tensor], y: list[torch.Tensor]) -> list[LayerPairs]:
     """Every way in which the engine may compute a metric."""
     entry = REGISTRY[name]
-    settings = engine._settings(entry, K, {})
+    settings = engine.settle(entry, K, {})
     sides = [Layers(x, keep_grams=True), Layers(y, keep_grams=True)]
     plain = [Layers(x), Layers(y)]
     if name in engine.FORMS:
@@ -56,7 +56,7 @@ def routes(name: str, x: list[torch.Tensor], y: list[torch.Tensor]) -> list[Laye
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in SLOW])
 def test_matrix_permutations_and_subsets_are_the_metric_of_every_pair(name, features):
     x, y = features
-    settings = engine._settings(REGISTRY[name], K, {})
+    settings = engine.settle(REGISTRY[name], K, {})
     generator = torch.Generator().manual_seed(0)
     perms = torch.stack([torch.randperm(N, generator=generator) for _ in range(3)])
     subsets = torch.stack([torch.randperm(N, generator=generator)[: N // 2] for _ in range(3)])

@@ -313,6 +313,11 @@ def test_any_metric_with_splits_and_approximations(tmp_path, capsys, command):
         assert pair["p"] is not None
     assert pairs[0]["params"]["approximate"] == "minibatch"
     assert pairs[2]["params"]["k"] == 5
+    assert run(command("--metric", "rsa", "--option", "rsa.compare=pearson", "--out", str(out))) == 0
+    assert json.loads((out / "result.json").read_text())["pairs"][0]["params"]["compare"] == "pearson"
+    bad(command("--metric", "rsa", "--option", "rsa.sigma=1"), capsys, 2, "rsa has no option sigma here")
+    bad(command("--metric", "rsa", "--option", "compare"), capsys, 2, "--option must be METRIC.NAME=VALUE")
+    bad(command("--metric", "rsa", "--option", "cka.x=1"), capsys, 2, "cka is not among --metric rsa")
     bad(
         command("--metric", "cka", "--approximate", "faiss"),
         capsys,
