@@ -75,6 +75,8 @@ STATES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[
     "aligned_cosine": (wide, wide, aligned),
     "linear_fit": (targets, predictable, share_within),
 }
+# Metrics that read the lists of neighbours which an index may find, and where ties matter.
+LISTS = ("mutual_knn", "jaccard_knn", *GRAPHS)
 APPROXIMATIONS = ("faiss", "minibatch")
 
 
@@ -291,7 +293,7 @@ def choose_approximations(approximate: str | Sequence[str] | None, entries: list
         if name not in APPROXIMATIONS:
             raise ValueError(f"approximate must be among {', '.join(APPROXIMATIONS)}, got {name!r}")
         if name == "faiss":
-            able = [m.name for m in entries if m.name in GRAPHS or m.name in ("mutual_knn", "jaccard_knn")]
+            able = [m.name for m in entries if m.name in LISTS]
         else:
             able = [m.name for m in entries if m.name == "unbiased_cka"]
         if not able:
@@ -345,7 +347,7 @@ def _shared(
     linear = [m for m in entries if m.name in FORMS and FORMS[m.name].linear and m.name not in approximations]
     keep = _fits(plain_x, plain_y) and any(not _narrow(FORMS[m.name], plain_x, plain_y, draws) for m in linear)
     order = None
-    if any("k" in m.options for m in entries) and min(max(map(repeated, few)) for few in (few_x, few_y)) > TIED:
+    if any(m.name in LISTS for m in entries) and min(max(map(repeated, few)) for few in (few_x, few_y)) > TIED:
         order = torch.from_numpy(np.random.default_rng(draws.seed).permutation(plain_x.n)).to(few_x[0].device)
     return _Sides(Layers(few_x, keep, search, order), Layers(few_y, keep, search), approximations)
 
@@ -405,7 +407,7 @@ def _builder(
         return lambda x, y: GraphPairs(
             x, y, settings["k"], lambda a, u, b, v: score(a, u, b, v, **settings)
         ), everything
-    if name == "second_order_cosine" and _fits(sides.x, sides.y):
+    if name == "second_order_cosine" and _fits(sides.x, sides.y) and sides.x.search is neighbours.neighbourhood:
         return lambda x, y: SecondOrderPairs(x, y, settings["k"]), everything
     if name in STATES:
         of_x, of_y, score_states = STATES[name]

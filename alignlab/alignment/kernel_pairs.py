@@ -14,7 +14,7 @@ from alignlab.metrics.kernels import Form, unbiased
 
 BLOCK = 32  # rows of a matrix that are multiplied at once: what is gathered for them stays in the processor's cache
 TOGETHER = 8  # permutations that are gathered at once
-ROWS_AT_ONCE = 8192  # items whose products are summed in float32 before they go to float64
+ROWS_AT_ONCE = 4096  # items whose products are summed in float32 before they go to float64
 
 
 class KernelPairs:
@@ -154,13 +154,28 @@ class FactorPairs:
         self.x, self.y = self._factors(x), self._factors(y)
 
     def _factors(self, layers: Layers) -> list[Tensor]:
+        if self.form.linear:  # centred some rows at a time: a copy of all would take longer than the products
+            return layers.features
         assert self.form.factor is not None
         return [self.form.factor(f, **self.options) for f in layers.features]
 
     @cached_property
+    def _means(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What is still to be taken off each factor, `[L]` of `[r]`."""
+        x, y = ([z.mean(0) if self.form.linear else z.new_zeros(z.shape[1]) for z in side] for side in (self.x, self.y))
+        return x, y
+
+    @cached_property
     def _diagonals(self) -> tuple[Tensor, Tensor]:
         """Of the matrices, `[L, N]`, float64."""
-        x, y = (torch.stack([z.norm(dim=1).double().square() for z in side]) for side in (self.x, self.y))
+
+        def squares(z: Tensor, mean: Tensor) -> Tensor:
+            return torch.cat([(rows - mean).norm(dim=1).double().square() for rows in z.split(ROWS_AT_ONCE)])
+
+        x, y = (
+            torch.stack([squares(z, m) for z, m in zip(side, means, strict=True)])
+            for side, means in zip((self.x, self.y), self._means, strict=True)
+        )
         return x, y
 
     @cached_property
@@ -172,8 +187,10 @@ class FactorPairs:
     @cached_property
     def _own(self) -> tuple[Tensor, Tensor]:
         own = []
-        for side, diagonal in zip((self.x, self.y), self._diagonals, strict=True):
-            squares = torch.stack([_cross(z, z, [z.shape[1]], [z.shape[1]])[0, 0] for z in side])
+        for side, means, diagonal in zip((self.x, self.y), self._means, self._diagonals, strict=True):
+            squares = torch.stack(
+                [_cross(z, z, (m, m), ([len(m)],) * 2)[0, 0] for z, m in zip(side, means, strict=True)]
+            )
             own.append(self._counted(squares, diagonal.square().sum(1), diagonal.sum(1) ** 2))
         return own[0], own[1]
 
@@ -183,8 +200,9 @@ class FactorPairs:
     def _scores(self, back: Tensor | None = None) -> Tensor:
         """With x's items in that order."""
         (x, y), (own_x, own_y) = self._diagonals, self._own
-        widths = ([z.shape[1] for z in self.x], [z.shape[1] for z in self.y])
-        products = _cross(*self._wide, widths[0], widths[1], back)
+        mean_x, mean_y = self._means
+        widths = [len(m) for m in mean_x], [len(m) for m in mean_y]
+        products = _cross(*self._wide, (torch.cat(mean_x), torch.cat(mean_y)), widths, back)
         diagonals = (x if back is None else x[:, back]) @ y.T
         counted = self._counted(products, diagonals, x.sum(1)[:, None] * y.sum(1))
         return self.form.combine(counted, own_x[:, None], own_y)
@@ -200,7 +218,10 @@ class FactorPairs:
         return torch.stack([pairs.matrix() for pairs in few])
 
     def chance(self) -> Tensor | None:
-        sums = [torch.stack([z.sum(0).double().square().sum() for z in side]) for side in (self.x, self.y)]
+        sums = [
+            torch.stack([(z.sum(0) - len(z) * m).double().square().sum() for z, m in zip(side, means, strict=True)])
+            for side, means in zip((self.x, self.y), self._means, strict=True)
+        ]
         return _chance(self.form, self._own, self._diagonals, sums)
 
 
@@ -208,15 +229,24 @@ def _inner(k: Tensor, l: Tensor) -> Tensor:
     return torch.stack([(k[i : i + BLOCK] * l[i : i + BLOCK]).sum().double() for i in range(0, len(k), BLOCK)]).sum()
 
 
-def _cross(x: Tensor, y: Tensor, x_widths: list[int], y_widths: list[int], order: Tensor | None = None) -> Tensor:
-    """|Zx' Zy|^2 of all layers side by side, `[N, R_x]`, `[N, R_y]` -> float64 `[L_x, L_y]`, x's items in that order."""
+def _cross(
+    x: Tensor,
+    y: Tensor,
+    means: tuple[Tensor, Tensor],
+    widths: tuple[list[int], list[int]],
+    order: Tensor | None = None,
+) -> Tensor:
+    """|Zx' Zy|^2 of all layers side by side, `[N, R_x]`, `[N, R_y]` -> float64 `[L_x, L_y]`.
+
+    Zx and Zy are x and y less their means `[R]`; x's items stand in that order.
+    """
     total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
     for start in range(0, len(x), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         part = x[rows] if order is None else x[order[rows]]
-        total += part.T @ y[rows]
+        total += (part - means[0]).T @ (y[rows] - means[1])
     total.square_()
-    starts = [list(accumulate(widths, initial=0)) for widths in (x_widths, y_widths)]
+    starts = [list(accumulate(width, initial=0)) for width in widths]
     by_row = torch.stack([total[a:b].sum(0) for a, b in zip(starts[0], starts[0][1:], strict=False)])
     return torch.stack([by_row[:, a:b].sum(1) for a, b in zip(starts[1], starts[1][1:], strict=False)], 1)
 
