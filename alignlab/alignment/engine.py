@@ -347,7 +347,8 @@ def _shared(
     linear = [m for m in entries if m.name in FORMS and FORMS[m.name].linear and m.name not in approximations]
     keep = _fits(plain_x, plain_y) and any(not _narrow(FORMS[m.name], plain_x, plain_y, draws) for m in linear)
     order = None
-    if any(m.name in LISTS for m in entries) and min(max(map(repeated, few)) for few in (few_x, few_y)) > TIED:
+    sides = (few_x, few_y)
+    if any(m.name in LISTS for m in entries) and all(any(repeated(f) > TIED for f in side) for side in sides):
         order = torch.from_numpy(np.random.default_rng(draws.seed).permutation(plain_x.n)).to(few_x[0].device)
     return _Sides(Layers(few_x, keep, search, order), Layers(few_y, keep, search), approximations)
 

@@ -171,8 +171,8 @@ def unbiased_cka(X: Tensor, Y: Tensor, eps: float = EPS) -> Tensor:
     """CKA with the unbiased estimator of HSIC: unrelated features score 0 on average, however wide they are.
 
     X `[N, Dx]`, Y `[N, Dy]`. May be negative; not clamped. `eps` is the reference's, for the same numbers. For rows of length
-    1 that point all ways it takes about 1e-6 D off; where all items share a direction it takes more, and most of the
-    score where their mean cosine is 0.99: `align` notes what it takes, and eps=0 leaves it out. It shrinks with rows
+    1 that point all ways it takes about 1e-6 D off; where all items share a direction it takes more, and where they
+    are nearly alike most of the score: `align` notes what it takes, and eps=0 leaves it out. It shrinks with rows
     shorter than 1, so that scale does not matter. N of 4 is the least; small N is noisy. Raises ValueError where the
     estimate of a variance is negative.
 

@@ -77,13 +77,11 @@ def cka_test(X: Tensor | ArrayLike, Y: Tensor | ArrayLike) -> PermutationTest:
     chance of a score as high or higher under the Pearson type III (shifted gamma) distribution that has these three
     moments. Costs N^2 (Dx + Dy) in float64, in blocks, so that no N x N matrix is kept for features narrower than N.
 
-    For features without outliers and whatever D, p is within about a sixth of itself down to 0.01 and within a factor of
-    two at 0.001 from N of 20 on, and nearer for more features and items. It is rough for smaller N, where the true
-    distribution has steps (0.001 to 0.006 for a true 0.001 at N = 8); far out in the tail (beyond the end of a bounded
-    distribution p is 0); and where few items hold most of the variance: with one item 30 times longer than all others
-    the score depends on where that item lands and little else, and p is 0.17 for a true 0.05 and 0.003 for a true 0.01
-    at N = 60. Shuffle then. Where no permutation changes the score (all items equally far from each other) z is 0 and p
-    is 1. The p of one pair of layers is not that of the best of many.
+    p is close to that of very many shuffles for features without outliers, whatever D, and N of some tens (the tests hold
+    it to 20,000 shuffles at N = 60). It is rough for smaller N, where the true distribution has steps; far out in the tail
+    (beyond the end of a bounded distribution p is 0); and far off where few items hold most of the variance, as the score
+    then depends on where these land and little else. Shuffle then. Where no permutation changes the score (all items
+    equally far from each other) z is 0 and p is 1. The p of one pair of layers is not that of the best of many.
 
     Raises ValueError for what `cka` refuses, for features that are the same for every item, and for N below 6.
 
