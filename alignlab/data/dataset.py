@@ -46,12 +46,12 @@ class Bad:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """An item whose image has not been read. `read` gives the encoded file; `where` names it in errors."""
+    """An item whose image has not been read. `read` gives the encoded file; str(`where`) names it in errors."""
 
     id: str
-    where: str
+    where: object
     read: Callable[[], bytes]
     captions: tuple[str, ...]
     meta: dict[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 import subprocess
@@ -500,9 +501,55 @@ def test_hub_rows_without_caption_or_image(hub: Any, folder: Path, tmp_path: Pat
 
 
 def test_hub_without_network(hub: Any) -> None:
-    message = refusal("hf:someone/images:test")
-    assert "hf:someone/images:test: the hub cannot be reached" in message
-    assert "local folder" in message
+    with pytest.raises(RuntimeError, match="hf:someone/images:test: the hub cannot be reached") as caught:
+        load_dataset("hf:someone/images:test")
+    assert "name a local folder: hf:FOLDER" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hubs_retries_are_not_shown(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logging.getLogger("huggingface_hub.utils._http")
+    before = log.getEffectiveLevel()
+    levels: list[int] = []
+
+    def load(*_: Any, **__: Any) -> Any:
+        levels.append(log.getEffectiveLevel())
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(hub, "load_dataset", load)
+    with pytest.raises(RuntimeError, match="no route"):
+        load_dataset("hf:x/y")
+    assert levels == [logging.ERROR]
+    assert log.getEffectiveLevel() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("DatasetNotFoundError", "there is no such public data set"),
+        ("GatedRepoError", "accept the licence"),
+        ("RevisionNotFoundError", "not this revision"),
+    ],
+)
+def test_what_the_hub_does_not_give(hub: Any, monkeypatch: pytest.MonkeyPatch, kind: str, reason: str) -> None:
+    from huggingface_hub import errors
+
+    def load(*_: Any, **__: Any) -> Any:
+        if kind == "DatasetNotFoundError":
+            raise hub.exceptions.DatasetNotFoundError("it does not exist")
+        failed = getattr(errors, kind)
+        raise failed.__new__(failed, "said no")
+
+    monkeypatch.setattr(hub, "load_dataset", load)
+    with pytest.raises(RuntimeError, match=reason):
+        load_dataset("hf:x/y")
+
+
+def test_padded_lists_of_captions(hub: Any, folder: Path, tmp_path: Path) -> None:
+    table(hub, folder, text=[["red", None], ["", "lime", " "], ["blue"]]).save_to_disk(str(tmp_path / "saved"))
+    assert load_dataset(f"hf:{tmp_path / 'saved'}").captions == [("red",), ("lime",), ("blue",)]
+    table(hub, folder, text=[["red"], ["", None], ["blue"]]).save_to_disk(str(tmp_path / "empty"))
+    assert "row 1: empty caption" in refusal(f"hf:{tmp_path / 'empty'}")
 
 
 def test_hub_name_revision_and_split_are_passed_on(hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
