@@ -44,6 +44,14 @@ def pick_device(device: str) -> str:
     return device
 
 
+def laboratory(encoders: list[str], llm: str | None, data: str) -> str:
+    """`embedded` when every part is alignlab's own small laboratory, `own` otherwise; never the paper's by accident."""
+    from alignlab.models.registry import EMBEDDED, SHIPPED
+
+    embedded = all(e in EMBEDDED or e in SHIPPED for e in encoders) and llm in (None, "smollm2") and data == "scenes"
+    return "embedded" if embedded else "own"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; nan and inf are refused, as JSON has none."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")

