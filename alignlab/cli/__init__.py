@@ -11,7 +11,7 @@ import warnings
 
 import typer
 
-from alignlab.cli import data, measure, pretrain
+from alignlab.cli import data, doctor, measure, models, pretrain, reconstruct, restore
 
 app = typer.Typer(
     name="alignlab",
@@ -21,8 +21,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("measure")(measure.measure)
+app.command("reconstruct")(reconstruct.reconstruct)
+app.add_typer(restore.app, name="restore")
 app.command("pretrain")(pretrain.pretrain)
+app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
+app.command("doctor")(doctor.doctor)
 
 INTERRUPTED = 130  # what the parser makes of Ctrl-C
 

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignlab.models import weights
 from alignlab.models.encoder import check_tokens, pool_tokens, prepare
+from alignlab.paths import shipped
+
+# Shipped decoders that were fine-tuned to reproduce what the encoder saw, and whose encoder's they are.
+DECODERS = {"mae-tiny-r": "mae-tiny"}
+DECODER_FILE = "decoder.safetensors"
+
+EPS = 1e-6  # under the root of a patch's variance, as in training with norm_pix_loss
 
 
 class MAEEncoder:
     """Nothing is masked and the patches keep their raster order; [CLS] is the first token.
 
     `mean` and `std` are those of the checkpoint's image processor (ImageNet's for every published one).
+    `decoder_checkpoint` names the decoder's weights: the checkpoint's own, unless `use_decoder` put others there.
     """
 
     pools = ("cls", "mean")
 
     def __init__(self, name: str, checkpoint: str, model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.name, self.checkpoint, self.model = name, checkpoint, model
+        self.decoder_checkpoint = checkpoint
         self.mean, self.std = mean, std
         self.model.config.mask_ratio = 0.0
+        if not isinstance(model.config.image_size, int):
+            raise ValueError(f"{name} has an image size of {model.config.image_size}; alignlab reads squares, one number")
         self.image_size: int = model.config.image_size
         self.patches = (model.config.image_size // model.config.patch_size) ** 2
         self.width: int = model.config.hidden_size
@@ -46,21 +60,117 @@ class MAEEncoder:
         return pool_tokens(hidden, pool or self.pools[0], self.pools)
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
+    def decode(self, tokens: Tensor, brightness_of: Tensor | None = None) -> Tensor:
         """Tokens of `encode` `[B, 1 + T, D]` -> images `[B, 3, H, W]` in 0..1.
 
-        Raises ValueError for a checkpoint that predicts patches normalised one by one: their means are not in the
-        tokens.
+        A decoder that predicts patches normalised one by one (`norm_pix_loss`) says nothing of a patch's mean and
+        contrast; they are then taken from the patches of `brightness_of`, images `[B, 3, H', W']` in 0..1, as MAE's
+        authors do for their figures. Raises ValueError where such a decoder is given none, or another is given one.
         """
-        if self.model.config.norm_pix_loss:
-            raise ValueError(
-                f"{self.name} predicts normalised patches (norm_pix_loss); their brightness is not in the tokens: "
-                "decode with a checkpoint that was fine-tuned for reconstruction"
+        if self.model.config.norm_pix_loss == (brightness_of is None):
+            hint = (
+                "predicts normalised patches (norm_pix_loss), whose brightness is not in the tokens: give "
+                "brightness_of=images, or use a decoder that was fine-tuned for reconstruction"
+                if brightness_of is None
+                else "predicts plain pixels; brightness_of is for decoders with norm_pix_loss"
             )
+            raise ValueError(f"the decoder {self.decoder_checkpoint} of {self.name} {hint}")
         check_tokens(tokens, self.patches + 1, self.width)
         weight = self.model.vit.layernorm.weight
         order = torch.arange(self.patches, device=weight.device).expand(len(tokens), -1)
-        patches = self.model.decoder(tokens.to(weight), order).logits  # [B, T, 3 * patch * patch]
+        return self._paint(tokens.to(weight), order, brightness_of)
+
+    @torch.no_grad()
+    def fill(self, images: Tensor, hidden: Tensor, brightness_of: Tensor | None = None) -> Tensor:
+        """What the model paints when it does not see the patches where `hidden` (bool `[T]`, raster order) is true.
+
+        Images `[B, 3, H, W]` in 0..1 -> `[B, 3, H', W']` in 0..1, every patch as the decoder has it.
+        """
+        if hidden.shape != (self.patches,) or hidden.dtype != torch.bool or bool(hidden.all()):
+            raise ValueError(
+                f"hidden must be bool [{self.patches}], not all true, got {hidden.dtype} {tuple(hidden.shape)}"
+            )
+        weight = self.model.vit.layernorm.weight
+        pixels = prepare(images, self.image_size, self.mean, self.std, weight)
+        # Patches are kept in the order of their noise: the visible ones first, each group in raster order.
+        noise = torch.arange(self.patches) + self.patches * hidden
+        # Half a patch less, so that no rounding of 1 - ratio loses one.
+        self.model.config.mask_ratio = max(float(hidden.sum()) - 0.5, 0.0) / self.patches
+        try:
+            seen = self.model.vit(pixels, noise=noise.to(weight).expand(len(pixels), -1))
+        finally:
+            self.model.config.mask_ratio = 0.0
+        return self._paint(seen.last_hidden_state, seen.ids_restore, brightness_of)
+
+    def _paint(self, tokens: Tensor, order: Tensor, brightness_of: Tensor | None) -> Tensor:
+        patches = self.model.decoder(tokens, order).logits  # [B, T, 3 * patch * patch]
+        if brightness_of is not None:
+            like = prepare(brightness_of, self.image_size, self.mean, self.std, patches)
+            true = self.model.patchify(like)  # [B, T, 3 * patch * patch]
+            patches = patches * (true.var(-1, keepdim=True) + EPS).sqrt() + true.mean(-1, keepdim=True)
+        return self.to_images(patches).clamp(0, 1)
+
+    def to_images(self, patches: Tensor) -> Tensor:
+        """What the decoder predicts `[B, T, 3 * patch * patch]` -> images `[B, 3, H, W]` float32, not clamped."""
         pixels = self.model.unpatchify(patches).float()  # [B, 3, H, W], normalised
         shape = (1, 3, 1, 1)
-        return (pixels * pixels.new_tensor(self.std).view(shape) + pixels.new_tensor(self.mean).view(shape)).clamp(0, 1)
+        return pixels * pixels.new_tensor(self.std).view(shape) + pixels.new_tensor(self.mean).view(shape)
+
+    def use_decoder(self, checkpoint: str, config: Any, state: dict[str, Tensor]) -> None:
+        """Put another decoder behind this encoder: `state` holds its tensors by transformers' names in `.decoder`.
+
+        Raises ValueError where its patches or the width that it reads are not this encoder's.
+        """
+        from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
+
+        ours = self.model.config
+        for what in ("hidden_size", "patch_size", "image_size", "num_channels"):
+            if getattr(config, what) != getattr(ours, what):
+                raise ValueError(
+                    f"the decoder {checkpoint} is for {what} {getattr(config, what)}, but {self.name} has "
+                    f"{getattr(ours, what)}"
+                )
+        decoder = ViTMAEDecoder(config, num_patches=self.patches)
+        try:
+            decoder.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"the decoder {checkpoint} does not fit its configuration: {reason}") from error
+        like = self.model.vit.layernorm.weight
+        self.model.decoder = decoder.eval().requires_grad_(False).to(like)
+        self.model.config.norm_pix_loss = config.norm_pix_loss
+        self.decoder_checkpoint = checkpoint
+
+
+def read_decoder(source: str) -> tuple[str, Any, dict[str, Tensor]]:
+    """Checkpoint name, configuration and tensors of a decoder, as `MAEEncoder.use_decoder` takes them.
+
+    `source` is a shipped checkpoint's name, a folder or a hub id ("org/name") with a whole `ViTMAEForPreTraining`, or a
+    folder with a decoder alone, as `alignlab restore decoder` writes it. Raises ValueError for what cannot be read,
+    RuntimeError where the hub cannot be reached.
+    """
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    folder = shipped("checkpoints", source) if source in DECODERS else Path(source).expanduser()
+    if not folder.is_dir() and not weights.HUB_ID.fullmatch(source):
+        raise ValueError(f"no decoder {source!r}; known: {', '.join(DECODERS)} (a folder or a hub id, org/name, will do too)")
+    with weights.from_hub(source), weights.quiet_transformers():
+        alone = folder / DECODER_FILE
+        if alone.is_file():
+            config = ViTMAEConfig.from_pretrained(folder)
+            return f"{folder.name}@sha256:{weights.sha256_file(alone)}", config, load_file(alone)
+        where = str(folder) if folder.is_dir() else source
+        model, info = ViTMAEForPreTraining.from_pretrained(where, output_loading_info=True, weights_only=True)
+        if missing := sorted(key for key in info["missing_keys"] if key.startswith("decoder.")):
+            raise ValueError(f"{source} lacks {len(missing)} of a decoder's weights, the first of them {missing[0]}")
+        checkpoint = weights.folder_checkpoint(folder) if folder.is_dir() else f"{source}@{model.config._commit_hash}"
+        return checkpoint, model.config, model.decoder.state_dict()
+
+
+def write_decoder(encoder: MAEEncoder, folder: Path) -> None:
+    """The decoder alone, in float16, with the configuration of the whole: `decoder.safetensors`, `config.json`."""
+    state = {key: x.half().contiguous() for key, x in encoder.model.decoder.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / DECODER_FILE, metadata={"format": "pt", "encoder": encoder.checkpoint})
+    (folder / DECODER_FILE).chmod(0o644)  # safetensors makes it readable to its owner alone
+    encoder.model.config.save_pretrained(folder)

@@ -77,7 +77,9 @@ def write_card(run: Run, history: dict[str, Any]) -> dict[str, dict[str, float]]
         chosen = np.linspace(0, len(images) - 1, SHOWN).astype(int)
         strips += [images[chosen], pictures[chosen]]
     _samples(strips, run.out / "samples.png")
-    _curve(history["log"], run.kind, run.out / "loss.png")
+    name = "mse" if "mse" in history["log"][0] else "loss"
+    what = "cross-entropy" if run.kind == "beit" else "squared error"
+    loss_curve(history["log"], what, f"{run.kind}-tiny, training", run.out / "loss.png", name)
     digest = sha256_file(run.out / "model.safetensors")
     described = {
         "kind": run.kind,
@@ -153,16 +155,16 @@ def _samples(strips: list[Tensor], path: Path) -> None:
     picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path, optimize=True)
 
 
-def _curve(log: list[dict[str, float]], kind: str, path: Path) -> None:
+def loss_curve(log: list[dict[str, float]], what: str, title: str, path: Path, name: str = "loss") -> None:
+    """A training's loss against its steps, as a picture; `name` is the key of the loss in the log."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 3), layout="constrained")
     axes = figure.add_subplot()
-    name = "mse" if "mse" in log[0] else "loss"
     axes.plot([row["step"] for row in log], [row[name] for row in log])
     axes.set_yscale("log")
     axes.set_xlabel("step")
-    axes.set_ylabel("squared error" if name == "mse" or kind in ("mae", "dvae") else "cross-entropy")
-    axes.set_title(f"{kind}-tiny, training", fontsize=10)
+    axes.set_ylabel(what)
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from alignlab.models.dvae import DVAE, map_pixels
 from alignlab.models.encoder import IMAGENET_MEAN, IMAGENET_STD, normalise
 from alignlab.models.vqgan import VQGAN
-from alignlab.pretrain.loop import Recipe, adamw, autocast, descend
+from alignlab.training import Recipe, adamw, autocast, descend
 
 
 class MaskedPixels:

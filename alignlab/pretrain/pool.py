@@ -26,7 +26,6 @@ from alignlab.data.scenes import sample_scene
 from alignlab.paths import home
 
 HOLD_OUT = 5
-RENDERED = 96  # training scenes are drawn at this size, then cropped
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ def _crop(image: Image.Image, least: float, size: int, rng: np.random.Generator)
 
 
 def _scene_crop(index: int, config: PoolConfig) -> np.ndarray:
-    picture = Image.fromarray(render(sample_scene(index, split="train"), RENDERED, samples=2))
+    rendered = config.size * 4 // 3  # drawn so large that no crop is enlarged
+    picture = Image.fromarray(render(sample_scene(index, split="train"), rendered, samples=2))
     return _crop(picture, config.least_scene, config.size, np.random.default_rng([config.seed, index]))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from alignlab.models.dvae import DVAE, DVAEConfig
 from alignlab.models.vqgan import VQGAN, VQGANConfig
-from alignlab.pretrain.loop import Objective, Recipe, train
+from alignlab.training import Objective, Recipe, train
 from alignlab.pretrain.objectives import CodeBook, MaskedCodes, MaskedPixels, SoftCodes
 from alignlab.pretrain.pool import PoolConfig, batch, open_pool
 
@@ -30,6 +30,8 @@ RECIPES = {
 def build_mae() -> Any:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+    from alignlab.models.vision import set_position_codes
+
     model = ViTMAEForPreTraining(
         ViTMAEConfig(
             image_size=IMAGE_SIZE,
@@ -45,13 +47,7 @@ def build_mae() -> Any:
             mask_ratio=0.75,
         )
     )
-    # transformers 5.23 leaves both fixed position codes at zero in a new model. Without them every hidden patch gets the
-    # same prediction, and training stops at the mean colour of what is visible.
-    from timm.layers import build_sincos2d_pos_embed
-
-    grid = IMAGE_SIZE // 8
-    for positions in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
-        positions.data[0, 1:] = build_sincos2d_pos_embed([grid, grid], dim=positions.shape[-1])
+    set_position_codes(model)
     return model
 
 

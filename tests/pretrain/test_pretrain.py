@@ -14,7 +14,7 @@ from alignlab.models import load_encoder
 from alignlab.models.vision import load_dvae
 from alignlab.pretrain.card import write_card
 from alignlab.pretrain.evaluate import masked_pixels, psnr
-from alignlab.pretrain.loop import Recipe, rate
+from alignlab.training import Recipe, rate
 from alignlab.pretrain.objectives import CodeBook, block_mask
 from alignlab.pretrain.pool import PoolConfig, batch, held_out, open_pool
 from alignlab.pretrain.run import RECIPES, Run, build_mae, build_vqgan, objective, pretrain
@@ -57,7 +57,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(kind, photos, tmp_path):
             raise KeyboardInterrupt
         return batch(pools, 4, 64, step, 0)
 
-    from alignlab.pretrain import loop
+    from alignlab import training as loop
 
     saved_every = loop.SAVE_EVERY
     loop.SAVE_EVERY = 0
@@ -102,7 +102,7 @@ def test_every_kind_ends_in_a_checkpoint_with_a_card(photos, tmp_path):
 def test_mae_learns():
     """A hundred steps on two pictures bring the error on hidden patches well under the mean colour's."""
     torch.manual_seed(0)
-    from alignlab.pretrain.loop import train
+    from alignlab.training import train
     from alignlab.pretrain.objectives import MaskedPixels
 
     gradient = torch.linspace(0, 1, 64).expand(3, 64, 64)

@@ -1,0 +1,159 @@
+"""Fine-tuning a MAE's decoder: the encoder stays, the loss falls, a killed run goes on to the same weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alignlab.models import load_encoder
+from alignlab.paper import DECODER_RECIPE
+from alignlab.restoration.batches import picture_batches
+from alignlab.restoration.decoder import RECIPE, Run, tune
+from alignlab.restoration.decoder_card import diagonal, part_psnr, pixels_of, write_card
+
+RECIPE_SHORT = replace(RECIPE, steps=12, batch=4, warmup=2, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(11):
+        small = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((40, 30), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text("a blur\n")
+    return folder
+
+
+def test_the_recipe_is_the_papers():
+    assert (RECIPE.lr, RECIPE.warmup, RECIPE.betas, RECIPE.weight_decay) == (1.6e-3, 100, (0.9, 0.95), 0.0)
+    assert DECODER_RECIPE["lr"] == RECIPE.lr
+
+
+def test_only_the_decoder_learns_and_a_killed_run_goes_on(tmp_path, small_mae, pictures, monkeypatch):
+    before = load_encoder(str(small_mae))
+    run = Run((str(pictures),), tmp_path / "whole", RECIPE_SHORT)
+    encoder = load_encoder(str(small_mae))
+    history = tune(encoder, run)
+    assert history["log"][-1]["l1"] < history["log"][0]["l1"]
+    frozen = dict(before.model.vit.state_dict())
+    assert all(torch.equal(x, frozen[key]) for key, x in encoder.model.vit.state_dict().items())
+    old, new = before.model.decoder.state_dict(), encoder.model.decoder.state_dict()
+    same = {key for key in old if torch.equal(old[key], new[key])}
+    assert same == {"decoder_pos_embed", "mask_token"}
+
+    class Killed(Exception):
+        pass
+
+    from alignlab import training
+    from alignlab.restoration.decoder import DecoderTuning
+
+    monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
+    step = DecoderTuning.step
+    taken = []
+
+    def until_killed(self, images, done):
+        if len(taken) == 7:
+            raise Killed
+        taken.append(done)
+        return step(self, images, done)
+
+    monkeypatch.setattr(DecoderTuning, "step", until_killed)
+    again = replace(run, out=tmp_path / "again")
+    with pytest.raises(Killed):
+        tune(load_encoder(str(small_mae)), again)
+    monkeypatch.setattr(DecoderTuning, "step", step)
+    resumed = load_encoder(str(small_mae))
+    tune(resumed, again)
+    for key, x in resumed.model.decoder.state_dict().items():
+        torch.testing.assert_close(x, new[key], atol=0, rtol=0)
+
+
+def test_a_decoder_of_normalised_patches_learns_plain_pixels(tmp_path, pictures):
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    config = ViTMAEConfig(image_size=32, patch_size=8, norm_pix_loss=True, **sizes, **decoder, decoder_intermediate_size=32)
+    ViTMAEForPreTraining(config).save_pretrained(tmp_path / "mae")
+    encoder = load_encoder(str(tmp_path / "mae"))
+    run = Run((str(pictures),), tmp_path / "out", RECIPE_SHORT)
+    history = tune(encoder, run)
+    card = write_card(encoder, load_encoder(str(tmp_path / "mae")), run, (), history)
+    assert "PSNR (dB)" in next(iter(card.values()))["after"]
+    tuned = load_encoder(str(tmp_path / "mae"), decoder=str(tmp_path / "out"))
+    assert tuned.decode(tuned.encode(torch.rand(1, 3, 32, 32))).shape == (1, 3, 32, 32)
+
+
+def test_wrong_models_and_losses_are_named(tmp_path, small_mae):
+    with pytest.raises(ValueError, match="only a MAE has a decoder"):
+        tune(load_encoder("vqgan"), Run(("scenes",), tmp_path))
+    with pytest.raises(ValueError, match=r"loss must be one of l1, l1\+lpips, got 'l2'"):
+        tune(load_encoder(str(small_mae)), Run(("scenes",), tmp_path, loss="l2"))
+
+
+def test_batches_follow_from_their_step_alone(pictures):
+    batches = picture_batches((str(pictures),), 16, 4, seed=3)
+    first = [batches(i) for i in range(6)]
+    again = picture_batches((str(pictures),), 16, 4, seed=3)
+    torch.testing.assert_close(again(4), first[4])  # not in order
+    torch.testing.assert_close(again(2), first[2])
+    assert first[0].shape == (4, 3, 16, 16)
+    assert not torch.equal(first[0], first[1])
+    other = picture_batches((str(pictures),), 16, 4, seed=4)
+    assert not torch.equal(other(0), first[0])
+
+
+def test_every_epoch_has_every_picture_once_and_none_that_is_held_out(pictures):
+    batches = picture_batches((str(pictures),), 16, 4, seed=0)
+    drawn = torch.cat([batches(i) for i in range(4)])  # 16 pictures: two epochs of the 8 that are not held out
+    kinds = {tuple(x.flatten().tolist()) for x in drawn}
+    assert len(kinds) == 8
+    assert {tuple(x.flatten().tolist()) for x in drawn[:8]} == kinds
+    everything = torch.cat([picture_batches((str(pictures),), 16, 11, seed=0, all_items=True)(0)])
+    assert len({tuple(x.flatten().tolist()) for x in everything}) == 11
+
+
+def test_workers_give_the_same_pictures(pictures):
+    alone = picture_batches((str(pictures),), 16, 4, seed=0)
+    helped = picture_batches((str(pictures),), 16, 4, seed=0, workers=2)
+    for step in range(3):
+        torch.testing.assert_close(helped(step), alone(step))
+
+
+def test_sources_share_a_batch(pictures):
+    mixed = picture_batches((str(pictures), str(pictures)), 16, 6, seed=0, crops=40)
+    assert mixed(0).shape == (6, 3, 16, 16)
+    with pytest.raises(ValueError, match="a batch of 1 cannot hold pictures of 2 sources"):
+        picture_batches((str(pictures), str(pictures)), 16, 1, seed=0)
+
+
+def test_the_diagonal_in_patches_and_pixels(small_mae):
+    hidden = diagonal(load_encoder(str(small_mae)))
+    assert hidden.nonzero().flatten().tolist() == [0, 5, 10, 15]
+    pixels = pixels_of(hidden, 32)
+    assert pixels.sum() == 4 * 64
+    assert pixels[:8, :8].all()
+    assert not pixels[:8, 8:].any()
+    a = torch.zeros(1, 3, 32, 32)
+    b = a + 0.2 * pixels
+    assert float(part_psnr(a, b, pixels)) == pytest.approx(10 * np.log10(1 / 0.04), abs=1e-6)
+    assert part_psnr(a, b, ~pixels).isinf().all()
+
+
+def test_the_card_names_no_place(tmp_path, small_mae, pictures):
+    encoder, run = load_encoder(str(small_mae)), Run((str(pictures),), tmp_path / "out", replace(RECIPE_SHORT, steps=2))
+    history = tune(encoder, run)
+    write_card(encoder, load_encoder(str(small_mae)), run, (str(pictures),), history)
+    written = {p.name for p in run.out.iterdir()}
+    assert {"README.md", "card.json", "loss.png", "before-after.png", "diagonal.png", "decoder.safetensors"} <= written
+    for name in ("README.md", "card.json"):
+        assert str(tmp_path) not in (run.out / name).read_text()
+    card = json.loads((run.out / "card.json").read_text())
+    (figures,) = card["held_out"].values()
+    assert set(figures["before"]) == set(figures["after"])
