@@ -17,6 +17,9 @@ MODELS = {
     "llm": "meta-llama/Llama-2-7b-chat-hf",
 }
 
+# Its data, by the names that `load_dataset` knows.
+DATA = ("wit1024", "nocaps", "llava595k", "imagenet")
+
 # Table 1: reconstruction of ImageNet's validation images. MAE-L1 and MAE* are MAE with its decoder fine-tuned with L1,
 # and with L1 + LPIPS. The table's footnote calls the VQGAN one of OpenImages, f8 with 16,384 codes; App. A.3 says f16.
 TABLE1 = {

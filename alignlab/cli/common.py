@@ -45,11 +45,19 @@ def pick_device(device: str) -> str:
 
 
 def laboratory(encoders: list[str], llm: str | None, data: str) -> str:
-    """`embedded` when every part is alignlab's own small laboratory, `own` otherwise; never the paper's by accident."""
+    """Whose models and data a result is about: `embedded` or `paper` when every part is, `own` otherwise.
+
+    `llm` is None where no language model takes part.
+    """
+    from alignlab import paper
     from alignlab.models.registry import EMBEDDED, SHIPPED
 
-    embedded = all(e in EMBEDDED or e in SHIPPED for e in encoders) and llm in (None, "smollm2") and data == "scenes"
-    return "embedded" if embedded else "own"
+    if all(e in EMBEDDED or e in SHIPPED for e in encoders) and llm in (None, "smollm2") and data == "scenes":
+        return "embedded"
+    models, sets = paper.MODELS.values(), paper.DATA
+    if all(e in models for e in encoders) and llm in (None, paper.MODELS["llm"]) and data.partition(":")[0] in sets:
+        return "paper"
+    return "own"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from alignlab.models.catalogue import Known
 
-app = typer.Typer(help="List models, fetch their weights, convert checkpoints.")
+app = typer.Typer()
 
 
 @app.callback(invoke_without_command=True)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from alignlab.models.dvae import DVAE
 from alignlab.models.encoder import check_tokens, pool_tokens, prepare
+
+if TYPE_CHECKING:
+    from alignlab.models.dvae import DVAE
 
 
 class BEiTEncoder:
-    """`decode` names each patch's code with the masked-image-modelling head and lets the dVAE paint it."""
+    """`decode` names each patch's code with the masked-image-modelling head and lets the dVAE paint it.
+
+    `tokenizer` is the dVAE's name or folder, as `load_dvae` takes it; it is loaded by the first `decode`.
+    """
 
     pools = ("cls", "mean")
 
@@ -21,16 +27,33 @@ class BEiTEncoder:
         name: str,
         checkpoint: str,
         model: Any,
-        tokenizer: DVAE | None,
+        tokenizer: str,
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> None:
-        self.name, self.checkpoint, self.model, self.tokenizer = name, checkpoint, model, tokenizer
+        self.name, self.checkpoint, self.model = name, checkpoint, model
+        self._tokenizer = tokenizer
         self.mean, self.std = mean, std
+        for size in (model.config.image_size, model.config.patch_size):
+            if not isinstance(size, int):
+                raise ValueError(f"{name} has sizes of {size}; alignlab reads squares, one number")
         self.image_size: int = model.config.image_size
         self.grid = model.config.image_size // model.config.patch_size
         self.width: int = model.config.hidden_size
         self.num_layers: int = model.config.num_hidden_layers + 1
+
+    @cached_property
+    def tokenizer(self) -> DVAE:
+        """The dVAE that paints. ValueError where it is not there, or names its codes otherwise than the encoder."""
+        from alignlab.models.vision import load_dvae
+
+        weight = self.model.lm_head.weight
+        dvae = load_dvae(self._tokenizer, str(weight.device), str(weight.dtype).removeprefix("torch."))
+        if dvae.config.vocab != len(weight):
+            raise ValueError(
+                f"{self.name} names {len(weight)} codes, its dVAE ({self._tokenizer}) paints {dvae.config.vocab}"
+            )
+        return dvae
 
     def _run(self, images: Tensor, every_layer: bool) -> Any:
         pixels = prepare(images, self.image_size, self.mean, self.std, self.model.lm_head.weight)
@@ -56,7 +79,8 @@ class BEiTEncoder:
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens of `encode` `[B, 1 + T, D]` -> images `[B, 3, h, w]` in 0..1, of the dVAE's size."""
-        if self.tokenizer is None:
-            raise ValueError(f"{self.name} was loaded without its dVAE, so it cannot decode")
+        """Tokens of `encode` `[B, 1 + T, D]` -> images `[B, 3, 8 h, 8 w]` in 0..1.
+
+        Raises ValueError where the dVAE is missing: OpenAI's is fetched with `alignlab models fetch dall-e`.
+        """
         return self.tokenizer.decode(self.codes(tokens))

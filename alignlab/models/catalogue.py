@@ -99,19 +99,19 @@ def hub_has(name: str) -> bool:
     return any(map(cached, stored))
 
 
-def _taming(name: str, folder: str, layers: dict[str, int], note: str) -> Known:
+def _taming(name: str, folder: str, parameters: int, tokens: int, note: str) -> Known:
     urls = {
         "model.yaml": f"{TAMING}/{folder}/files/?p=%2Fconfigs%2Fmodel.yaml&dl=1",
         "model.ckpt": f"{TAMING}/{folder}/files/?p=%2Fckpts%2Flast.ckpt&dl=1",
     }
-    return Known(name, "encoder", "VQGAN", layers=1, image_size=256, licence="MIT", urls=urls, note=note, **layers)
+    return Known(name, "encoder", "VQGAN", parameters, 1, tokens, 256, 256, licence="MIT", urls=urls, note=note)
 
 
 CATALOGUE = (
     # The embedded laboratory
     Known("mae", "encoder", "MAE", 6_239_424, 7, 65, 256, 64, shipped="mae-tiny", note="decodes with mae-tiny-r"),
-    Known("beit", "encoder", "BEiT", 3_829_984, 9, 65, 192, 64, shipped="beit-tiny", note="decodes with dvae-tiny"),
-    Known("vqgan", "encoder", "VQGAN", 3_394_243, 1, 64, 32, 64, shipped="vqgan-tiny"),
+    Known("beit", "encoder", "BEiT", 3_796_588, 9, 65, 192, 64, shipped="beit-tiny", note="decodes with dvae-tiny"),
+    Known("vqgan", "encoder", "VQGAN", 3_367_747, 1, 64, 32, 64, shipped="vqgan-tiny"),
     *(
         Known(
             f"efficientnet-lite{i}",
@@ -163,24 +163,9 @@ CATALOGUE = (
         hub="microsoft/beit-large-patch16-224-pt22k",
         note="decodes with dall-e",
     ),
-    _taming(
-        "vqgan-f16-16384",
-        "a7530b09fed84f80a887",
-        {"parameters": 76_073_859, "tokens": 256, "width": 256},
-        "ImageNet, 16,384 codes",
-    ),
-    _taming(
-        "vqgan-f16-1024",
-        "8088892a516d4e3baf92",
-        {"parameters": 72_141_699, "tokens": 256, "width": 256},
-        "ImageNet, 1,024 codes",
-    ),
-    _taming(
-        "vqgan-gumbel-f8",
-        "2e5662443a6b4307b470",
-        {"parameters": 0, "tokens": 1024, "width": 256},
-        "OpenImages, 8,192 codes, Gumbel",
-    ),
+    _taming("vqgan-f16-16384", "a7530b09fed84f80a887", 76_073_859, 256, "ImageNet, 16,384 codes"),
+    _taming("vqgan-f16-1024", "8088892a516d4e3baf92", 72_141_699, 256, "ImageNet, 1,024 codes"),
+    _taming("vqgan-gumbel-f8", "2e5662443a6b4307b470", 68_995_971, 1024, "OpenImages, 8,192 codes, Gumbel"),
     *(
         Known(name, "llm", family, parameters, layers, context, width, licence=licence, hub=name, gated=gated)
         for name, family, parameters, layers, context, width, licence, gated in (
@@ -195,14 +180,14 @@ CATALOGUE = (
         "mae-tiny-r",
         "part",
         "MAE decoder",
-        1_434_240,
+        1_434_048,
         tokens=65,
         width=192,
         image_size=64,
         shipped="mae-tiny-r",
         note="mae-tiny's decoder, fine-tuned to reproduce",
     ),
-    Known("dvae-tiny", "part", "dVAE", 1_876_358, tokens=64, image_size=64, shipped="dvae-tiny"),
+    Known("dvae-tiny", "part", "dVAE", 1_872_750, tokens=64, image_size=64, shipped="dvae-tiny"),
     Known(
         "dall-e",
         "part",
@@ -238,7 +223,7 @@ CATALOGUE = (
         "inception",
         "part",
         "Inception-v3",
-        23_885_392,
+        23_850_960,
         urls={
             "weights-inception-2015-12-05-6726825d.pth": "https://github.com/toshas/torch-fidelity/releases/download/"
             "v0.2.0/weights-inception-2015-12-05-6726825d.pth"

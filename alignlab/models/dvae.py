@@ -8,11 +8,14 @@ resolution three times: one code stands for 8 x 8 pixels.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from alignlab.models.assemble import check_sizes
+from alignlab.models.encoder import check_tokens, prepare
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,13 @@ class DVAEConfig:
     vocab: int = 8192
     decoder_init: int = 128
     image_size: int = 112
+
+    def __post_init__(self) -> None:
+        check_sizes(asdict(self), most={"blocks_per_group": 64, "image_size": 4096})
+        if self.hidden % 4 or self.image_size % 8:
+            raise ValueError(
+                f"hidden must be a multiple of 4 and image_size of 8, got {self.hidden} and {self.image_size}"
+            )
 
     @property
     def grid(self) -> int:
@@ -146,3 +156,41 @@ class DVAE(nn.Module):
         """Codes [B, h, w] -> images [B, 3, 8h, 8w] in 0..1."""
         one_hot = F.one_hot(codes, self.config.vocab).permute(0, 3, 1, 2)
         return self.pixels(one_hot.to(next(self.decoder.parameters()).dtype))
+
+
+class DVAEEncoder:
+    """A dVAE as an encoder: its one layer is what it says of each cell, a score a code, in raster order."""
+
+    pools = ("mean",)
+    num_layers = 1
+
+    def __init__(self, name: str, checkpoint: str, model: DVAE) -> None:
+        self.name, self.checkpoint, self.model = name, checkpoint, model
+        self.image_size = model.config.image_size
+        self.width = model.config.vocab
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` in 0..1 -> scores `[B, T, codes]` float32, raster order."""
+        like = next(self.model.parameters())
+        pixels = prepare(images, self.image_size, (0.0,) * 3, (1.0,) * 3, like)
+        return self.model.logits(pixels).flatten(2).transpose(1, 2).float()  # [B, codes, h, w] -> [B, T, codes]
+
+    @torch.no_grad()
+    def layers(self, images: Tensor, pool: str | None = None) -> Tensor:
+        """Images `[B, 3, H, W]` in 0..1 -> `[B, 1, codes]` float32, the mean over the cells."""
+        if (pool or "mean") not in self.pools:
+            raise ValueError(f"pool must be one of {', '.join(self.pools)}, got {pool!r}")
+        return self.encode(images).mean(1, keepdim=True)
+
+    def codes(self, tokens: Tensor) -> Tensor:
+        """Tokens of `encode` `[B, T, codes]` -> the likeliest code of each cell, int64 `[B, h, w]`."""
+        grid = self.model.config.grid
+        check_tokens(tokens, grid**2, self.width)
+        return tokens.argmax(-1).reshape(-1, grid, grid)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens of `encode` `[B, T, codes]` -> images `[B, 3, H, W]` in 0..1."""
+        like = next(self.model.parameters())
+        return self.model.decode(self.codes(tokens).to(like.device))

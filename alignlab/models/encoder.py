@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from alignlab.data.images import resize
+from alignlab.models.variant import Variant
 
 # Per channel, of images in 0..1: what nearly every ImageNet model was trained with.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -63,3 +66,31 @@ def check_tokens(tokens: Tensor, count: int, width: int) -> None:
     """ValueError unless `tokens` is `[B, count, width]`."""
     if tokens.ndim != 3 or tokens.shape[1:] != (count, width):
         raise ValueError(f"tokens must be [B, {count}, {width}], got {tuple(tokens.shape)}")
+
+
+def stack(layers: list[Tensor]) -> Tensor | list[Tensor]:
+    """L tensors `[B, D_l]` -> `[B, L, D]` where all widths are the same, as they are where not."""
+    return torch.stack(layers, dim=1) if len({x.shape[1] for x in layers}) == 1 else layers
+
+
+def sha256_state(state: Mapping[str, Tensor]) -> str:
+    """One SHA-256 of a state dict: names, types, shapes and numbers, on the CPU."""
+    digest = hashlib.sha256()
+    for key, x in state.items():
+        digest.update(f"{key} {x.dtype} {list(x.shape)}\n".encode())
+        digest.update(x.flatten().view(torch.uint8).numpy().data)  # any dtype as its bytes
+    return digest.hexdigest()
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Random numbers inside come from seed 0; outside nothing has been drawn. For `NAME@random`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # the CPU's alone: torch.manual_seed would reset a GPU's as well
+        yield
+
+
+def refuse_blocks(name: str, variant: Variant) -> None:
+    """ValueError for `NAME[:K]`, which is for language models."""
+    if variant.blocks is not None:
+        raise ValueError(f"{name!r}: [:{variant.blocks}] cuts language models, not encoders; leave it off")

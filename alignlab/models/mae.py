@@ -160,7 +160,8 @@ def read_decoder(source: str) -> tuple[str, Any, dict[str, Tensor]]:
             config = ViTMAEConfig.from_pretrained(folder)
             return f"{folder.name}@sha256:{weights.sha256_file(alone)}", config, load_file(alone)
         where = str(folder) if folder.is_dir() else source
-        model, info = ViTMAEForPreTraining.from_pretrained(where, output_loading_info=True, weights_only=True)
+        loaded: Any = ViTMAEForPreTraining.from_pretrained(where, output_loading_info=True, weights_only=True)
+        model, info = loaded
         if missing := sorted(key for key in info["missing_keys"] if key.startswith("decoder.")):
             raise ValueError(f"{source} lacks {len(missing)} of a decoder's weights, the first of them {missing[0]}")
         checkpoint = weights.folder_checkpoint(folder) if folder.is_dir() else f"{source}@{model.config._commit_hash}"

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.models import weights
+from alignlab.models.catalogue import BY_NAME, CATALOGUE
+from alignlab.models.encoder import refuse_blocks
+from alignlab.models.variant import parse
 from alignlab.paths import shipped
 
 # Short names stand for the embedded laboratory's checkpoints.
 EMBEDDED = {"mae": "mae-tiny", "beit": "beit-tiny", "vqgan": "vqgan-tiny"}
 SHIPPED = tuple(EMBEDDED.values())
+TUNED = {"mae": "mae-tiny-r"}  # the decoder that a name comes with where it is not the checkpoint's own
 SHIPPED_POOLS = {"mae-tiny": ("cls", "mean"), "beit-tiny": ("cls", "mean"), "vqgan-tiny": ("concat", "mean")}
 EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 
@@ -31,7 +35,9 @@ class Handle:
 
 
 def encoder_names() -> tuple[str, ...]:
-    return (*EMBEDDED, *SHIPPED, *EFFICIENTNETS)
+    """Names that stand for one encoder each, without "timm:" and hub ids."""
+    downloaded = (known.name for known in CATALOGUE if known.urls and known.kind == "encoder")
+    return (*EMBEDDED, *SHIPPED, *EFFICIENTNETS, *downloaded)
 
 
 def _check_named(name: str) -> None:
@@ -44,12 +50,21 @@ def _loaded(model: Any, dtype: str) -> Handle:
 
 
 def find_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> Handle:
-    """The encoder of a name, a local folder, a hub id ("org/name") or "timm:NAME".
+    """The encoder of a name, a local folder or file, a hub id ("org/name"), "timm:NAME" or "open_clip:ARCH/TAG".
 
+    What `models.vision` lists can be read from folders and files. With "@random" at the end it is the same architecture
+    with fresh weights from a fixed seed, and no trained ones are needed.
     Those whose identity is known without their weights are loaded by `.load()` only. Raises ValueError for an unknown
     name (with the nearest known ones) or an unreadable folder, RuntimeError where weights cannot be fetched.
     """
     _check_named(name)
+    variant = parse(name)
+    refuse_blocks(name, variant)
+    if variant.random and (variant.base in EMBEDDED or variant.base in SHIPPED):
+        from alignlab.models.vision import load_vision
+
+        folder = shipped("checkpoints", EMBEDDED.get(variant.base, variant.base))
+        return _loaded(load_vision(str(folder), variant.base, device, dtype, random=True), dtype)
     if name in EMBEDDED or name in SHIPPED:
         from alignlab.models.vision import load_vision
 
@@ -79,33 +94,59 @@ def find_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> H
         from alignlab.models.timm_encoder import load_timm
 
         return _loaded(load_timm(name, device=device, dtype=dtype), dtype)
-    if Path(name).expanduser().is_dir() or weights.HUB_ID.fullmatch(name):
+    if name.startswith("open_clip:"):
+        from alignlab.models.open_clip_encoder import load_open_clip
+
+        return _loaded(load_open_clip(name, device=device, dtype=dtype), dtype)
+    if variant.random and variant.base in EFFICIENTNETS:
+        from alignlab.models.timm_encoder import load_timm
+
+        return _loaded(load_timm(f"timm:tf_{variant.base.replace('-', '_')}@random", device=device, dtype=dtype), dtype)
+    known_file = BY_NAME.get(variant.base)
+    if known_file is not None and known_file.urls and known_file.kind == "encoder":
+        from alignlab.models.catalogue import fetch
         from alignlab.models.vision import load_vision
 
-        folder_name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
-        return _loaded(load_vision(name, folder_name, device, dtype), dtype)
+        where = fetch(variant.base)
+        return _loaded(load_vision(where, variant.base, device, dtype, random=variant.random), dtype)
+    path = Path(variant.base).expanduser()
+    if path.suffix in (".ckpt", ".pth", ".pkl") and not path.exists():
+        raise ValueError(f"there is no file {path}")
+    if path.exists() or weights.HUB_ID.fullmatch(variant.base):
+        from alignlab.models.vision import load_vision
+
+        label = path.resolve().name if path.exists() else variant.base
+        return _loaded(load_vision(variant.base, label, device, dtype, random=variant.random), dtype)
     near = difflib.get_close_matches(name, encoder_names(), n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(encoder_names())}"
-    raise ValueError(f"unknown encoder {name!r}; {hint} (timm:NAME, a local folder or a hub id, org/name, will do too)")
+    others = "timm:NAME, open_clip:ARCH/TAG, a local folder or a hub id, org/name, will do too"
+    raise ValueError(f"unknown encoder {name!r}; {hint} ({others})")
 
 
-def find_llm(name: str, *, device: str = "cpu", dtype: str = "float32") -> Handle:
-    """The language model of a name, a local folder or a hub id; as `find_encoder`."""
+def find_llm(
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    device_map: str | dict[str, Any] | None = None,
+    quantise: str | None = None,
+) -> Handle:
+    """The language model of a name, a local folder or a hub id; names and options as `load_llm`, else as `find_encoder`."""
     from alignlab.models import llm
 
     _check_named(name)
-    if name == "smollm2":
-        checkpoint = llm.smollm2_checkpoint()
-        return Handle(
-            name, checkpoint, llm.POOLS, dtype, "text", lambda: llm.load_llm(name, device=device, dtype=dtype)
-        )
-    weights.torch_dtype(dtype)
-    model = llm.load_llm(name, device=device, dtype=dtype)
+    wanted = llm.resolve(name, device=device, dtype=dtype, device_map=device_map, quantise=quantise)
+    if wanted.source in llm.NAMES and wanted.checkpoint:
+        return Handle(wanted.name, wanted.checkpoint, llm.POOLS, dtype, "text", lambda: llm.load(wanted))
+    model = llm.load(wanted)
     return Handle(model.name, model.checkpoint, llm.POOLS, dtype, "text", lambda: model)
 
 
-def load_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> Any:
+def load_encoder(name: str, *, device: str = "cpu", dtype: str = "float32", decoder: str | None = None) -> Any:
     """Load a vision encoder; names and errors as `find_encoder`.
+
+    `decoder` puts another decoder behind a MAE: one of `alignlab restore decoder` (a folder), or that of a hub id such as
+    "bytetriper/vit-mae-r". "mae" comes with the one that was fine-tuned for it, "mae-tiny" with its own.
 
     >>> import torch
     >>> encoder = load_encoder("mae")
@@ -114,4 +155,12 @@ def load_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> A
     >>> encoder.layers(torch.rand(2, 3, 100, 80)).shape
     torch.Size([2, 7, 256])
     """
-    return find_encoder(name, device=device, dtype=dtype).load()
+    from alignlab.models.mae import MAEEncoder, read_decoder
+
+    encoder = find_encoder(name, device=device, dtype=dtype).load()
+    wanted = decoder or TUNED.get(name)
+    if wanted is not None:
+        if not isinstance(encoder, MAEEncoder):
+            raise ValueError(f"a decoder can be put behind a MAE only; {name} is none")
+        encoder.use_decoder(*read_decoder(wanted))
+    return encoder

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alignlab.models.assemble import check_sizes
 from alignlab.models.encoder import check_tokens, prepare
+
+GROUPS = 32  # of channels, normalised together
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,27 @@ class VQGANConfig:
     embedding: int = 256
     codes: int = 16384
     image_size: int = 256
+    gumbel: bool = False  # codes by a learnt projection (GumbelVQ) instead of the nearest vector
+
+    def __post_init__(self) -> None:
+        sizes = {
+            "channels": self.channels,
+            "residual_blocks": self.residual_blocks,
+            "latent_channels": self.latent_channels,
+            "embedding": self.embedding,
+            "codes": self.codes,
+            "image_size": self.image_size,
+        }
+        check_sizes(sizes, most={"residual_blocks": 64, "image_size": 4096})
+        if not 1 <= len(self.channel_multipliers) <= 12:
+            raise ValueError(f"a VQGAN has 1 to 12 channel multipliers, got {len(self.channel_multipliers)}")
+        check_sizes({f"channel multiplier {i}": m for i, m in enumerate(self.channel_multipliers)})
+        check_sizes({f"attention resolution {i}": r for i, r in enumerate(self.attention_resolutions[:99])})
+        if self.image_size % 2 ** (len(self.channel_multipliers) - 1):
+            halvings = len(self.channel_multipliers) - 1
+            raise ValueError(f"an image size of {self.image_size} cannot be halved {halvings} times")
+        if any(self.channels * m % GROUPS for m in (1, *self.channel_multipliers)):
+            raise ValueError(f"every level's channels must be a multiple of {GROUPS}")
 
     @property
     def grid(self) -> int:
@@ -34,7 +59,7 @@ class VQGANConfig:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
@@ -182,6 +207,28 @@ class Codebook(nn.Module):
         index = (book.square().sum(1) - 2 * flat @ book.T).argmin(1)  # [N, codes] -> [N]
         return index.reshape(z.shape[:-1])
 
+    def vectors(self, index: Tensor) -> Tensor:
+        """Codes [...] -> their vectors [..., E]."""
+        return self.embedding(index)
+
+
+class GumbelCodebook(nn.Module):
+    """The code of a latent is the largest of `codes` linear functions of it; the code's vector is separate."""
+
+    def __init__(self, codes: int, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(codes, width)
+        self.proj = nn.Conv2d(width, codes, 1)  # as in the published files, though it is applied to every vector alone
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """Latents [..., E] -> the likeliest code [...], without training's noise, in float32 whatever their dtype."""
+        score = z.float() @ self.proj.weight[:, :, 0, 0].float().T  # [..., E] -> [..., codes]
+        return (score if self.proj.bias is None else score + self.proj.bias.float()).argmax(-1)
+
+    def vectors(self, index: Tensor) -> Tensor:
+        """Codes [...] -> their vectors [..., E]."""
+        return self.embed(index)
+
 
 class VQGAN(nn.Module):
     """Images are float [B, 3, H, W] in 0..1; latents [B, T, E] in raster order; codes int64 [B, h, w]."""
@@ -191,7 +238,7 @@ class VQGAN(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = Codebook(config.codes, config.embedding)
+        self.quantize: Any = (GumbelCodebook if config.gumbel else Codebook)(config.codes, config.embedding)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embedding, 1)
         self.post_quant_conv = nn.Conv2d(config.embedding, config.latent_channels, 1)
 
@@ -212,7 +259,7 @@ class VQGAN(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents [B, T, E], rounded to the codebook first -> images [B, 3, H, W] in 0..1."""
-        return self.pixels(self.quantize.embedding(self.quantize.nearest(z))).clamp(0, 1)
+        return self.pixels(self.quantize.vectors(self.quantize.nearest(z))).clamp(0, 1)
 
 
 class VQGANEncoder:
@@ -231,6 +278,13 @@ class VQGANEncoder:
         """Images `[B, 3, H, W]` in 0..1 -> `[B, T, E]` float32, the latents before quantisation, raster order."""
         like = self.model.quant_conv.weight
         return self.model.latents(prepare(images, self.image_size, (0.0,) * 3, (1.0,) * 3, like)).float()
+
+    @torch.no_grad()
+    def codes(self, tokens: Tensor) -> Tensor:
+        """Tokens of `encode` `[B, T, E]` -> their codes, int64 `[B, h, w]`."""
+        grid = self.model.config.grid
+        check_tokens(tokens, grid**2, self.width)
+        return self.model.quantize.nearest(tokens).reshape(-1, grid, grid)
 
     def layers(self, images: Tensor, pool: str | None = None) -> Tensor:
         """Images `[B, 3, H, W]` in 0..1 -> `[B, 1, T E]` (concat) or `[B, 1, E]` (mean), float32."""

@@ -139,3 +139,11 @@ def test_files_of_a_name_are_fetched_where_loaders_look(server, tmp_path, monkey
     assert len(said) == 2
     (folder / "a.bin").unlink()
     assert fetch("both") == where  # nothing is asked for twice
+
+
+def test_facts_of_backbones():
+    import torchvision
+
+    with torch.device("meta"):
+        assert count(torchvision.models.vgg16().features) == BY_NAME["lpips-vgg"].parameters
+        assert count(torchvision.models.alexnet().features) == BY_NAME["lpips-alex"].parameters

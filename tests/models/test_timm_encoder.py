@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 
-from alignlab.models import timm_encoder, weights
+from alignlab.models import load_encoder, timm_encoder, weights
 from alignlab.models.timm_encoder import TimmEncoder, load_efficientnet, load_timm
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -149,11 +149,137 @@ def test_reading_leaves_no_hooks_and_no_gradients(vit: TimmEncoder, images: torc
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in vit.model.blocks)
 
 
+def test_class_token_after_the_blocks_leaves_the_mean() -> None:
+    encoder = wrap("cait_xxs24_224", 32, img_size=32, depth=2)
+    images = torch.rand(2, 3, 32, 32)
+    blocks = encoder.model.forward_intermediates(normalised(images), norm=False, intermediates_only=True)
+    layers = encoder.layers(images)
+    assert isinstance(layers, torch.Tensor)
+    assert (encoder.pools, layers.shape) == (("mean",), (2, 3, 192))
+    for i, maps in enumerate(blocks, start=1):
+        torch.testing.assert_close(layers[:, i], maps.mean((2, 3)))
+    assert encoder.encode(images).shape == (2, 5, 192)  # class token and 2 x 2 patches
+
+
+def test_distillation_tokens_are_not_patches() -> None:
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
+    encoder = wrap("deit_tiny_distilled_patch16_224", 32, **sizes)
+    images = torch.rand(2, 3, 32, 32)
+    patches = encoder.model.forward_intermediates(normalised(images), norm=False, intermediates_only=True)[-1]
+    assert encoder.pools == ("cls", "mean")
+    mean = encoder.layers(images, "mean")
+    assert isinstance(mean, torch.Tensor)
+    torch.testing.assert_close(mean[:, -1], patches.mean((2, 3)))
+
+
+def test_features_that_timm_lists_are_read_where_there_are_no_stages() -> None:
+    encoder = wrap("densenet121", 64)
+    images = torch.rand(2, 3, 64, 64)
+    own = encoder.model.forward_intermediates(normalised(images), intermediates_only=True)
+    layers = encoder.layers(images)
+    assert len(own) > 3
+    means = [x.mean((2, 3)) for x in own]
+    for x in means:
+        assert any(x.shape == y.shape and torch.allclose(x, y, atol=1e-5) for y in layers)
+
+
+def test_branches_are_put_side_by_side() -> None:
+    encoder = wrap("crossvit_tiny_240", 240)
+    images = torch.rand(1, 3, 240, 240)
+    assert encoder.pools == ("mean",)
+    assert encoder.widths == (288,) * 4  # 96 and 192
+    both = encoder.model.forward_features(normalised(images))
+    assert encoder.encode(images).shape == (1, 1, 288)
+    torch.testing.assert_close(encoder.encode(images)[:, 0], torch.cat([x[:, 1:].mean(1) for x in both], 1))
+
+
 def test_a_model_that_cannot_be_read_is_refused() -> None:
-    with pytest.raises(ValueError, match="vgg11 has no blocks, stages or layers by these names"):
-        wrap("vgg11", 32)
-    with pytest.raises(ValueError, match="cait_xxs24_224 adds its class token after its blocks"):
-        wrap("cait_xxs24_224", 32, img_size=32, depth=1)
+    class Single(torch.nn.Conv2d):
+        def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+            return self(x)
+
+    with pytest.raises(ValueError, match=r"single \(Single\) has no stages or blocks that alignlab can find"):
+        TimmEncoder("single", "single@test", Single(3, 4, 3), 32, MEAN, STD)
+
+
+PRH_SIZES = [  # blocks, width, image size
+    *[(12, 192, 224), (12, 384, 224), (12, 768, 224), (24, 1024, 224)],  # ImageNet-21k
+    *[(12, 768, 224), (24, 1024, 224), (32, 1280, 224)],  # MAE
+    *[(12, 384, 518), (12, 768, 518), (24, 1024, 518), (40, 1536, 518)],  # DINOv2
+    *[(12, 768, 224), (24, 1024, 224), (32, 1280, 224)] * 2,  # CLIP, and fine-tuned on ImageNet-12k
+]
+
+
+def test_the_platonic_models_have_their_published_sizes() -> None:
+    published = timm.list_pretrained()
+    assert len(timm_encoder.PRH_VISION) == len(set(timm_encoder.PRH_VISION)) == 17
+    for name, (blocks, width, size) in zip(timm_encoder.PRH_VISION, PRH_SIZES, strict=True):
+        assert name in published
+        with torch.device("meta"):
+            model = timm.create_model(name, weight_init="skip")
+        assert timm.data.resolve_model_data_config(model)["input_size"] == (3, size, size)
+        assert (len(model.blocks), model.embed_dim, model.num_prefix_tokens) == (blocks, width, 1)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224.augreg_in21k", "vit_small_patch14_dinov2.lvd142m"])
+def test_platonic_models_are_read_at_their_own_size(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+        encoder = TimmEncoder(name, "meta", model, model.patch_embed.img_size[0], MEAN, STD)
+    assert (encoder.pools, encoder.widths) == (("cls", "mean"), (model.embed_dim,) * 13)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224.mae", "vit_base_patch14_dinov2.lvd142m"])
+def test_mae_and_dinov2_keep_their_class_token(name: str) -> None:
+    sizes = {"img_size": 28, "patch_size": 14, "embed_dim": 48, "depth": 2, "num_heads": 4}
+    encoder = wrap(name, 28, **sizes)
+    images = torch.rand(2, 3, 28, 28)
+    own = encoder.model.forward_intermediates(
+        normalised(images), norm=False, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+    )
+    cls = encoder.layers(images)
+    assert isinstance(cls, torch.Tensor)
+    for i, (_, prefix) in enumerate(own, start=1):
+        torch.testing.assert_close(cls[:, i], prefix[:, 0])
+
+
+def test_random_weights_are_the_same_each_time_and_disturb_nothing(images: torch.Tensor) -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first, again = load_encoder("timm:test_vit@random"), load_encoder("timm:test_vit@random")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.checkpoint == again.checkpoint
+    assert first.checkpoint.startswith("timm:test_vit@random@sha256:")
+    assert first.name == "timm:test_vit@random"
+    torch.testing.assert_close(first.layers(images), again.layers(images))
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit")
+    assert all(torch.equal(x, first.model.state_dict()[key]) for key, x in model.state_dict().items())
+
+
+def test_random_weights_need_no_published_ones_but_a_known_architecture() -> None:
+    published = {name.partition(".")[0] for name in timm.list_pretrained()}
+    bare = next(name for name in timm.list_models("test_*") if name not in published)
+    assert load_timm(f"timm:{bare}@random").num_layers > 1
+    with pytest.raises(ValueError, match=f"timm has no pretrained model '{bare}'"):
+        load_timm(f"timm:{bare}")
+    with pytest.raises(ValueError, match="timm has no model 'resnet5'; did you mean"):
+        load_timm("timm:resnet5@random")
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit[:2]", "timm:test_vit[:2]@random"])
+def test_blocks_cannot_be_cut_off_an_encoder(name: str) -> None:
+    with pytest.raises(ValueError, match=r"\[:2\] cuts language models, not encoders"):
+        load_encoder(name)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_half_precision_gives_float32(name: str, dtype: str) -> None:
+    encoder = load_timm(f"timm:{name}@random", dtype=dtype)
+    grey = torch.full((1, 3, 30, 50), 0.5)
+    assert encoder.encode(grey).dtype == torch.float32
+    assert all(x.dtype == torch.float32 and x.isfinite().all() for x in encoder.layers(grey))
 
 
 def test_bad_images_are_named(vit: TimmEncoder) -> None:

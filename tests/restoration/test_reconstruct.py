@@ -156,7 +156,7 @@ def _random_inception(module):
 
     with (
         mock.patch.object(module.FeatureExtractorInceptionV3, "load_state_dict", keep),
-        mock.patch.object(module, "load_state_dict_from_url", lambda *args, **kwargs: {}),
+        mock.patch.object(module, "load_state_dict_from_url", return_value={}),
     ):
         module.FeatureExtractorInceptionV3("inception-v3", ["2048"])
     return captured

@@ -1,0 +1,111 @@
+"""`alignlab reconstruct` and `alignlab restore decoder` from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alignlab.cli import run
+
+
+@pytest.fixture
+def no_torch_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli-pictures")
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("a blur\n")
+    return folder
+
+
+def test_a_result_with_pictures_and_what_was_left_out(tmp_path, capsys, no_torch_weights):
+    pytest.importorskip("lpips")
+    pytest.importorskip("torch_fidelity")
+    command = ["reconstruct", "--encoder", "vqgan", "--encoder", "beit", "--features", "inception", "--features", "mae-tiny"]
+    assert run([*command, "--n", "8", "--out", str(tmp_path), "--json", str(tmp_path / "too.json")]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result == json.loads((tmp_path / "too.json").read_text())
+    assert result["schema"] == "alignlab.reconstruct/1"
+    assert result["laboratory"] == "embedded"
+    assert [row["encoder"] for row in result["results"]] == ["vqgan", "beit"]
+    for row in result["results"]:
+        assert 10 < row["psnr"]["mean"] < 40
+        assert row["psnr"]["ci95"][0] < row["psnr"]["mean"] < row["psnr"]["ci95"][1]
+        assert row["lpips"] is None
+        assert [one["name"] for one in row["sets"]] == ["FD(mae-tiny)"]
+        assert (tmp_path / f"reconstruction-{row['encoder']}.png").stat().st_size > 1000
+    assert {one["metric"] for one in result["left_out"]} == {"LPIPS", "FID"}
+    printed = capsys.readouterr().out
+    assert "left out: LPIPS: " in printed
+    assert "alignlab models fetch inception" in printed
+    assert "FD(mae-tiny) of 8 images in 256 dimensions is far from its limit" in printed
+
+
+def test_bad_arguments_exit_2(capsys, no_torch_weights):
+    for arguments, said in (
+        (["--encoder", "nonsense"], "unknown encoder"),
+        (["--encoder", "vqgan", "--decoder", "mae-tiny-r"], "behind a MAE only"),
+        (["--batch-size", "0"], "--batch-size must be 1 or more"),
+        (["--data", "nowhere"], "no data set 'nowhere'"),
+    ):
+        assert run(["reconstruct", "--n", "2", *arguments]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_decoder_from_the_command_line(tmp_path, capsys, small_mae, pictures):
+    command = ["restore", "decoder", "--encoder", str(small_mae), "--data", str(pictures), "--test", str(pictures)]
+    out = str(tmp_path / "decoder")
+    assert run([*command, "--steps", "4", "--batch-size", "4", "--dtype", "float32", "--out", out]) == 0
+    assert "PSNR (dB)" in capsys.readouterr().out
+    assert run(["reconstruct", "--encoder", str(small_mae), "--decoder", out, "--data", str(pictures), "--lpips", "none",
+                "--features", "none", "--out", str(tmp_path / "r")]) == 0  # fmt: skip
+    (row,) = json.loads((tmp_path / "r" / "result.json").read_text())["results"]
+    assert row["decoder_checkpoint"].startswith("decoder@sha256:")
+    assert row["decoder_checkpoint"] != row["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--encoder", "vqgan"], "only a MAE has a decoder"),
+        (["--loss", "l2"], "loss must be one of"),
+        (["--steps", "0"], "--steps must be more than 0"),
+        (["--dtype", "float16"], "--dtype must be bfloat16 or float32"),
+        (["--workers", "-1"], "--workers must be 0 or more"),
+    ],
+)
+def test_bad_arguments_of_the_decoder_exit_2(tmp_path, capsys, arguments, said):
+    assert run(["restore", "decoder", "--out", str(tmp_path), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_perceptual_loss_without_its_networks_exits_1(tmp_path, capsys, no_torch_weights):
+    assert run(["restore", "decoder", "--loss", "l1+lpips", "--out", str(tmp_path)]) == 1
+    assert "LPIPS" in capsys.readouterr().err
+
+
+def test_laboratories_are_never_mixed_up():
+    from alignlab.cli.common import laboratory
+    from alignlab.paper import MODELS
+
+    theirs = [MODELS["mae"], MODELS["beit"], MODELS["vqgan"]]
+    assert laboratory(["mae", "beit"], "smollm2", "scenes") == "embedded"
+    assert laboratory(theirs, MODELS["llm"], "wit1024:somewhere") == "paper"
+    assert laboratory([MODELS["mae"]], None, "imagenet:val") == "paper"
+    for mixed in (
+        (["mae"], MODELS["llm"], "wit1024"),
+        (theirs, "smollm2", "wit1024"),
+        (theirs, MODELS["llm"], "scenes"),
+        (["mae"], "smollm2", "photos"),
+        ([f"{MODELS['mae']}@random"], MODELS["llm"], "wit1024"),
+    ):
+        assert laboratory(*mixed) == "own"
