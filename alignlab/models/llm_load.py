@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alignlab.models import weights
+from alignlab.models.encoder import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -167,8 +168,7 @@ def _random(config: PreTrainedConfig, how: How) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": torch.float32, **_SAFE}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs too
+    with seeded():
         model = AutoModelForCausalLM.from_config(deepcopy(config), **options)
         if how.blocks is not None:
             whole, model = model, AutoModelForCausalLM.from_config(_cut(config, how.blocks), **options)

@@ -1,0 +1,234 @@
+"""LM4LV (Zheng et al. 2024): a frozen language model reads an image's tokens and writes a better image's, one by one.
+
+Two linear layers and a few task tokens are all that trains. Visual tokens are regressed: the language model's hidden
+state, through the output layer, is the encoder's next token, and that token, through the input layer, is the next input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alignlab.models.llm import LanguageModel
+from alignlab.restoration.sequence import Conversation, conversation
+
+MODES = ("forced", "free")
+MOST_TEXT = 32  # tokens that a free answer may spend before its image, and after it
+
+
+@dataclass(frozen=True)
+class Losses:
+    """`visual`: mean squared error of the HQ tokens; `text`: cross-entropy of the assistant's words. They are added."""
+
+    visual: Tensor
+    text: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.visual + self.text
+
+
+@dataclass(frozen=True)
+class Generated:
+    """`tokens` `[B, T, D]`, the encoder's; `written` is false where a free answer never opened an image (its tokens are
+    zeros); `texts` holds what each answer said before and after its image, markers included.
+    """
+
+    tokens: Tensor
+    written: Tensor
+    texts: tuple[str, ...]
+
+
+class LM4LV(nn.Module):
+    """The adapters and task tokens round a frozen `encoder` (one with a decoder) and a frozen `llm`.
+
+    `tasks` share the adapters, and each has `task_tokens` tokens of its own. Parameters are float32 whatever the language
+    model is held in. The input layer starts so that visual tokens have the spread of the language model's own
+    embeddings. Raises ValueError for an encoder without a decoder and for a sequence longer than the model's context.
+    """
+
+    def __init__(
+        self, encoder: Any, llm: LanguageModel, task_tokens: int = 10, *, tasks: Sequence[str] = ("denoise",), seed: int = 0
+    ) -> None:
+        super().__init__()
+        if not hasattr(encoder, "decode"):
+            raise ValueError(f"{encoder.name} has no decoder; LM4LV needs a MAE, a BEiT with its dVAE or a VQGAN")
+        if task_tokens < 1 or not tasks or len(set(tasks)) != len(tasks):
+            raise ValueError(f"task_tokens must be 1 or more and tasks different names, got {task_tokens}, {list(tasks)}")
+        self.encoder, self.llm = encoder, llm
+        llm.model.requires_grad_(False)
+        self.words: Conversation = conversation(llm.tokenizer)
+        with torch.no_grad():
+            sample = encoder.encode(torch.full((1, 3, encoder.image_size, encoder.image_size), 0.5))
+        self.visual, width = sample.shape[1:]
+        length = self.words.prompt_length(self.visual, task_tokens) + len(self.words.open) + self.visual + len(self.words.ending)
+        if llm.context is not None and length > llm.context:
+            raise ValueError(f"a conversation of {length} tokens is longer than the {llm.context} that {llm.name} can read")
+        embedding: Any = llm.model.get_input_embeddings()
+        spread = float(embedding.weight.float().std())
+        generator = torch.Generator().manual_seed(seed)
+        self.adapter_in = nn.Linear(width, llm.width)
+        self.adapter_out = nn.Linear(llm.width, width)
+        self.task_tokens = nn.ParameterDict(
+            {task: nn.Parameter(spread * torch.randn(task_tokens, llm.width, generator=generator)) for task in tasks}
+        )
+        scale = float(sample.square().mean().sqrt()) or 1.0
+        for layer, std in ((self.adapter_in, spread / (scale * width**0.5)), (self.adapter_out, llm.width**-0.5)):
+            layer.weight.data = std * torch.randn(layer.weight.shape, generator=generator)
+            layer.bias.data.zero_()
+        self.to(llm.device)
+
+    # --- the sequence ---
+
+    def _embed(self, ids: Sequence[int], batch: int) -> Tensor:
+        """Token ids -> `[B, n, D_llm]`."""
+        embedding: Any = self.llm.model.get_input_embeddings()
+        found = embedding(torch.tensor(ids, device=self.llm.device))  # [n, D_llm]
+        return found.expand(batch, -1, -1)
+
+    def _visual(self, tokens: Tensor) -> Tensor:
+        """The encoder's tokens `[B, n, D]` -> `[B, n, D_llm]` in the language model's dtype."""
+        return self.adapter_in(tokens.to(self.adapter_in.weight)).to(self.llm.dtype)
+
+    def _prompt(self, tokens: Tensor, task: str) -> Tensor:
+        """Everything before the assistant's turn, `[B, P, D_llm]`."""
+        if tokens.ndim != 3 or tokens.shape[1:] != (self.visual, self.adapter_in.in_features):
+            wanted = f"[B, {self.visual}, {self.adapter_in.in_features}]"
+            raise ValueError(f"tokens must be {wanted}, as {self.encoder.name} gives them, got {list(tokens.shape)}")
+        if task not in self.task_tokens:
+            raise ValueError(f"task must be one of {', '.join(self.task_tokens)}, got {task!r}")
+        b = len(tokens)
+        task_tokens = self.task_tokens[task].to(self.llm.dtype).expand(b, -1, -1)
+        words = self.words
+        parts = (self._embed(words.opening, b), self._visual(tokens), self._embed(words.close, b), task_tokens)
+        return torch.cat([*parts, self._embed(words.answer, b)], dim=1)
+
+    def _body(self, embeddings: Tensor, **options: Any) -> Any:
+        """The language model without its vocabulary, which is projected to at text positions only."""
+        return self.llm.model.base_model(inputs_embeds=embeddings, return_dict=True, **options)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        head: Any = self.llm.model.get_output_embeddings()
+        return head(hidden).float()
+
+    # --- training ---
+
+    def forward(self, low: Tensor, high: Tensor, task: str) -> Losses:
+        """The losses of writing `high` after reading `low`, both tokens of the encoder `[B, T, D]` (teacher forcing)."""
+        prompt = self._prompt(low, task)
+        b, words = len(low), self.words
+        answer = (self._embed(words.open, b), self._visual(high), self._embed(words.ending, b))
+        hidden = self._body(torch.cat([prompt, *answer], dim=1), use_cache=False).last_hidden_state  # [B, S, D_llm]
+        # Each position predicts the next one, so that everything is read one position earlier.
+        opens = prompt.shape[1] - 1
+        image = opens + len(words.open)
+        closes = image + self.visual
+        predicted = self.adapter_out(hidden[:, image:closes].to(self.adapter_out.weight))  # [B, T, D]
+        spoken = torch.cat([hidden[:, opens:image], hidden[:, closes : closes + len(words.ending)]], dim=1)
+        truth = torch.tensor([*words.open, *words.ending], device=hidden.device).expand(b, -1)  # [B, n]
+        text = F.cross_entropy(self._logits(spoken).flatten(0, 1), truth.flatten())
+        return Losses(F.mse_loss(predicted, high.to(predicted)), text)
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """The parameters that learn; AssertionError where a frozen part would."""
+        frozen = [*self.llm.model.parameters()]
+        model = getattr(self.encoder, "model", None)
+        frozen += list(model.parameters()) if isinstance(model, nn.Module) else []
+        assert not any(p.requires_grad for p in frozen), "the encoder and the language model are frozen"
+        return (p for p in self.parameters() if p.requires_grad)
+
+    # --- generation ---
+
+    @torch.no_grad()
+    def generate(self, low: Tensor, task: str, mode: str = "forced", *, cache: bool = True) -> Generated:
+        """Write an image's tokens after reading `low` `[B, T, D]`, each fed back before the next.
+
+        "forced" puts the opening marker there and reads exactly T tokens, as the authors' evaluation does; "free" lets the
+        model speak until it opens an image itself, and go on after it (at most 32 tokens before and after). `cache` keeps
+        keys and values, which changes the time and, but for rounding, nothing else.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        reader = _Reader(self, cache)
+        hidden = reader(self._prompt(low, task))  # [B, D_llm]: the last position's
+        return self._forced(reader, len(low)) if mode == "forced" else self._free(reader, hidden)
+
+    def _forced(self, reader: _Reader, batch: int) -> Generated:
+        hidden = reader(self._embed(self.words.open, batch))
+        written: list[Tensor] = []
+        while True:
+            written.append(self.adapter_out(hidden.to(self.adapter_out.weight)))  # [B, D]
+            if len(written) == self.visual:
+                break
+            hidden = reader(self._visual(written[-1][:, None]))
+        return Generated(torch.stack(written, 1), torch.ones(batch, dtype=torch.bool), ("",) * batch)
+
+    def _free(self, reader: _Reader, hidden: Tensor) -> Generated:
+        """Every answer is somewhere of its own: in text, in its image, in text again or done; all take one step together."""
+        batch, marker, end = len(hidden), list(self.words.open), list(self.words.ending)
+        said: list[list[int]] = [[] for _ in range(batch)]  # token ids; after the image from `after` on
+        after: list[int | None] = [None] * batch
+        images: list[list[Tensor]] = [[] for _ in range(batch)]
+        done = [False] * batch
+        eos = self.llm.tokenizer.eos_token_id
+        while True:
+            tokens = self._logits(hidden).argmax(-1).tolist()  # [B]
+            features = self.adapter_out(hidden.to(self.adapter_out.weight))  # [B, D]
+            words = self._embed(tokens, 1)[0]  # [B, D_llm]
+            pictures = self._visual(features[:, None])[:, 0]  # [B, D_llm]
+            steps = []
+            for i in range(batch):
+                if 0 < len(images[i]) < self.visual or (not images[i] and said[i][-len(marker) :] == marker):
+                    images[i].append(features[i])
+                    if len(images[i]) == self.visual:
+                        after[i] = len(said[i])
+                    steps.append(pictures[i])
+                    continue
+                if not done[i]:
+                    said[i].append(tokens[i])
+                    spent = len(said[i]) - (after[i] or 0)
+                    finished = tokens[i] == eos or (after[i] is not None and said[i][after[i] :][-len(end) :] == end)
+                    opening = not images[i] and said[i][-len(marker) :] == marker
+                    done[i] = finished or (spent >= MOST_TEXT and not opening)
+                steps.append(words[i])
+            if all(done):
+                break
+            hidden = reader(torch.stack(steps)[:, None])
+        nothing = torch.zeros(self.visual, features.shape[1], device=features.device)
+        whole = [len(image) == self.visual for image in images]
+        tokens_of = [torch.stack(image) if ok else nothing for image, ok in zip(images, whole, strict=True)]
+        texts = tuple(self.llm.tokenizer.decode(ids) for ids in said)
+        return Generated(torch.stack(tokens_of), torch.tensor(whole), texts)
+
+    @torch.no_grad()
+    def restore(self, images: Tensor, task: str | None = None, *, mode: str = "forced", batch_size: int = 32) -> Tensor:
+        """Images `[B, 3, H, W]` in 0..1 -> `[B, 3, H', W']` in 0..1, of the decoder's size. `task` is by default the first."""
+        chosen = task or next(iter(self.task_tokens))
+        restored = []
+        for batch in images.split(batch_size):
+            found = self.generate(self.encoder.encode(batch), chosen, mode)
+            restored.append(self.encoder.decode(found.tokens).cpu())
+        return torch.cat(restored)
+
+
+class _Reader:
+    """Feeds embeddings `[B, n, D_llm]` to the language model, one piece after another; the last position's hidden state
+    `[B, D_llm]`. Without a cache all that came before is read again each time."""
+
+    def __init__(self, model: LM4LV, cache: bool) -> None:
+        self.model, self.cache = model, cache
+        self.past: Any = None
+        self.seen: list[Tensor] = []
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        if not self.cache:
+            self.seen.append(embeddings)
+            return self.model._body(torch.cat(self.seen, dim=1), use_cache=False).last_hidden_state[:, -1]
+        out = self.model._body(embeddings, past_key_values=self.past, use_cache=True)
+        self.past = out.past_key_values
+        return out.last_hidden_state[:, -1]

@@ -1,0 +1,195 @@
+"""LM4LV on a small random language model: what it reads, what it learns, and that it writes the same with a cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alignlab.models import load_encoder, load_llm
+from alignlab.restoration.lm4lv import LM4LV, MOST_TEXT
+from alignlab.restoration.sequence import ANSWER, CLOSE_IMAGE, ENDING, OPEN_IMAGE, OPENING, conversation
+
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def parts(small_mae, small_llm):
+    return load_encoder(str(small_mae)), load_llm(str(small_llm))
+
+
+@pytest.fixture
+def model(parts):
+    return LM4LV(*parts, task_tokens=4, tasks=("denoise", "mask"))
+
+
+def test_the_conversation_is_the_papers(parts):
+    tokenizer = parts[1].tokenizer
+    words = conversation(tokenizer)
+    assert words.opening[0] == tokenizer.bos_token_id
+    said = (words.opening[1:], words.close, words.answer, words.open, words.ending)
+    for ids, text in zip(said, (OPENING, CLOSE_IMAGE, ANSWER, OPEN_IMAGE, ENDING), strict=True):
+        assert list(ids) == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_two_linear_layers_and_task_tokens_are_all_that_trains(model, parts):
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {
+        *("adapter_in.weight", "adapter_in.bias", "adapter_out.weight", "adapter_out.bias"),
+        *("task_tokens.denoise", "task_tokens.mask"),
+    }
+    assert sum(p.numel() for p in model.trainable()) == 2 * 24 * 24 + 24 + 24 + 2 * 4 * 24
+    assert set(model.state_dict()) == trainable
+    parts[1].model.lm_head.weight.requires_grad_(True)
+    with pytest.raises(AssertionError, match="frozen"):
+        model.trainable()
+    parts[1].model.requires_grad_(False)
+
+
+def by_hand(model, low, high, task):
+    """The losses from one plain forward pass of the causal LM, position by position."""
+    tokenizer, causal = model.llm.tokenizer, model.llm.model
+    embed = causal.get_input_embeddings()
+
+    def text(words):
+        return embed(torch.tensor(tokenizer(words, add_special_tokens=False)["input_ids"]))
+
+    visual, language = [], []
+    for lq, hq in zip(low, high, strict=True):
+        sequence = [embed(torch.tensor([tokenizer.bos_token_id])), text("### Human: <Img>"), model.adapter_in(lq)]
+        sequence += [text("</Img>"), model.task_tokens[task], text(" \n### Assistant:")]
+        start = sum(map(len, sequence))
+        sequence += [text(" <Img>"), model.adapter_in(hq), text("</Img>\n###")]
+        out = causal(inputs_embeds=torch.cat(sequence)[None], output_hidden_states=True)
+        hidden, logits = out.hidden_states[-1][0], out.logits[0]
+        first = start + len(text(" <Img>"))
+        for t in range(len(hq)):
+            visual.append((model.adapter_out(hidden[first + t - 1]) - hq[t]).square().mean())
+        for words, at in ((" <Img>", start), ("</Img>\n###", first + len(hq))):
+            for i, token in enumerate(tokenizer(words, add_special_tokens=False)["input_ids"]):
+                language.append(-logits[at + i - 1].log_softmax(-1)[token])
+    return torch.stack(visual).mean(), torch.stack(language).mean()
+
+
+def test_losses_are_those_of_a_plain_forward_pass(model):
+    low, high = model.encoder.encode(IMAGES), model.encoder.encode(1 - IMAGES)
+    losses = model(low, high, "mask")
+    visual, text = by_hand(model, low, high, "mask")
+    torch.testing.assert_close(losses.visual, visual, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(losses.text, text, atol=1e-5, rtol=1e-4)
+    losses.total.backward()
+    assert model.task_tokens["mask"].grad.abs().sum() > 0
+    assert model.task_tokens["denoise"].grad is None
+    assert all(p.grad is None for p in model.llm.model.parameters())
+
+
+def test_an_answer_does_not_see_what_comes_after_it(model):
+    low, high = model.encoder.encode(IMAGES), model.encoder.encode(1 - IMAGES)
+    changed = high.clone()
+    changed[:, -1] += 1  # the last token is a target and is read by the ending alone
+    with torch.no_grad():
+        plain, other = model(low, high, "mask"), model(low, changed, "mask")
+    difference = model.visual * 24 * (other.visual - plain.visual)  # only the last token's error moved
+    assert difference.abs() > 1e-3
+    assert plain.text != other.text
+
+
+@pytest.mark.parametrize("mode", ["forced", "free"])
+def test_generation_with_and_without_a_cache_agree(model, mode):
+    low = model.encoder.encode(IMAGES)
+    kept, plain = model.generate(low, "denoise", mode), model.generate(low, "denoise", mode, cache=False)
+    torch.testing.assert_close(kept.tokens, plain.tokens, atol=1e-4, rtol=1e-4)
+    assert kept.texts == plain.texts
+    assert (kept.written == plain.written).all()
+
+
+def test_generation_is_teacher_forcing_on_its_own_output(model):
+    low = model.encoder.encode(IMAGES)
+    written = model.generate(low, "denoise").tokens
+    # Reading what it wrote, the model predicts what it wrote: the error of every token is nought.
+    with torch.no_grad():
+        assert float(model(low, written, "denoise").visual) < 1e-9
+
+
+def test_a_batch_writes_what_each_would_alone(model):
+    low = model.encoder.encode(IMAGES)
+    for mode in ("forced", "free"):
+        together = model.generate(low, "denoise", mode)
+        alone = [model.generate(low[i : i + 1], "denoise", mode) for i in range(3)]
+        torch.testing.assert_close(together.tokens, torch.cat([one.tokens for one in alone]), atol=1e-4, rtol=1e-4)
+        assert together.texts == tuple(one.texts[0] for one in alone)
+
+
+def trained(model, steps=150):
+    low, high = model.encoder.encode(IMAGES), model.encoder.encode(1 - IMAGES)
+    optimiser = torch.optim.Adam(model.trainable(), lr=3e-2)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        losses = model(low, high, "denoise")
+        losses.total.backward()
+        optimiser.step()
+    return low, high, losses
+
+
+def test_the_losses_fall_and_nothing_frozen_moves(model):
+    before = {name: p.clone() for name, p in model.llm.model.named_parameters()}
+    low, high = model.encoder.encode(IMAGES), model.encoder.encode(1 - IMAGES)
+    with torch.no_grad():
+        first = model(low, high, "denoise")
+    _, _, last = trained(model)
+    assert last.visual < 0.7 * first.visual
+    assert last.text < first.text  # a random head says little, whatever it is shown
+    assert all(torch.equal(p, before[name]) for name, p in model.llm.model.named_parameters())
+
+
+def test_a_free_answer_that_never_opens_an_image_is_told(model):
+    low = model.encoder.encode(IMAGES)
+    found = model.generate(low, "denoise", "free")
+    assert not found.written.any()  # a random model does not write "<Img>"
+    assert (found.tokens == 0).all()
+    for text in found.texts:  # this tokenizer puts a space between its tokens
+        assert 0 < len(text.split(" ")) <= MOST_TEXT
+
+
+def test_a_free_answer_that_opens_an_image_writes_the_forced_one(model, monkeypatch):
+    low = model.encoder.encode(IMAGES)
+    forced = model.generate(low, "denoise")
+    marker = list(model.words.open)
+    asked = []
+
+    def say_the_marker(hidden):  # a language model that opens its image at once, then says nothing but the first token
+        asked.append(len(hidden))
+        logits = torch.zeros(len(hidden), 100)
+        logits[:, marker[len(asked) - 1] if len(asked) <= len(marker) else 5] = 1
+        return logits
+
+    monkeypatch.setattr(model, "_logits", say_the_marker)
+    free = model.generate(low, "denoise", "free")
+    assert free.written.all()
+    torch.testing.assert_close(free.tokens, forced.tokens, atol=1e-4, rtol=1e-4)
+
+
+def test_restore_decodes_what_was_written(model):
+    restored = model.restore(IMAGES, "mask", batch_size=2)
+    tokens = model.generate(model.encoder.encode(IMAGES), "mask").tokens
+    torch.testing.assert_close(restored, model.encoder.decode(tokens), atol=1e-4, rtol=1e-4)
+    assert restored.shape == IMAGES.shape
+
+
+def test_wrong_use_is_named(model, parts):
+    low = model.encoder.encode(IMAGES)
+    with pytest.raises(ValueError, match="task must be one of denoise, mask, got 'blur'"):
+        model(low, low, "blur")
+    with pytest.raises(ValueError, match=r"tokens must be \[B, 17, 24\], as .* gives them, got \[3, 16, 24\]"):
+        model.generate(low[:, 1:], "mask")
+    with pytest.raises(ValueError, match="mode must be one of forced, free"):
+        model.generate(low, "mask", "both")
+    with pytest.raises(ValueError, match="task_tokens must be 1 or more"):
+        LM4LV(*parts, task_tokens=0)
+    with pytest.raises(ValueError, match="efficientnet.* has no decoder|has no decoder"):
+        LM4LV(load_encoder("timm:test_vit.r160_in1k@random"), parts[1])
+
+
+def test_visual_tokens_start_with_the_spread_of_words(model):
+    low = model.encoder.encode(IMAGES)
+    words = model.llm.model.get_input_embeddings().weight.std()
+    assert 0.5 < float(model._visual(low).detach().std() / words) < 2
