@@ -118,7 +118,9 @@ def main() -> None:
     print(f"not read: {', '.join(summary['not_read']) or 'none'}")
     print(f"read otherwise than timm does: {', '.join(summary['differ']) or 'none'}")
     document = {"summary": summary, "families": results, "seconds": time.perf_counter() - start}
-    args.out.write_text(json.dumps(document | {"environment": environment("cpu")}, indent=1) + "\n")
+    described = environment("cpu")
+    described.pop("command")  # it is written down above
+    args.out.write_text(json.dumps(document | {"environment": described}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def reconstruct(
         done = measure(loaded, dataset, lpips=distance, features=networks, batch_size=batch_size, seed=seed)
         seconds = round(time.perf_counter() - began, 2)
         truth, made = done.shown
-        picture = folder / f"reconstruction-{''.join(c if c.isalnum() or c in '.-' else '-' for c in done.encoder)}.png"
+        picture = folder / f"reconstruction-{''.join(c if c.isalnum() or c in '.-' else '-' for c in done.encoder)}.jpg"
         rows = {"original": truth, "reconstruction": made, "|difference| x 4": ((truth - made).abs() * 4).clamp(0, 1)}
         save_grid(rows, picture, f"{done.encoder}, {done.size} px")
         results.append(

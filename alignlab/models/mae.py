@@ -130,6 +130,7 @@ class MAEEncoder:
                     f"the decoder {checkpoint} is for {what} {getattr(config, what)}, but {self.name} has "
                     f"{getattr(ours, what)}"
                 )
+        config._attn_implementation = ours._attn_implementation  # not stored; without it transformers warns
         decoder = ViTMAEDecoder(config, num_patches=self.patches)
         try:
             decoder.load_state_dict(state)

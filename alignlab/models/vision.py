@@ -122,12 +122,18 @@ def _pretrained(cls: Any, source: str | None, name: str, dtype: str, **given: An
         ignore_mismatched_sizes=True,  # they are refused below, by name
         **given,
     )
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(key for key in info["missing_keys"] if _is_read(model, key)):
         raise ValueError(f"{name} lacks {len(missing)} of the model's weights, the first of them {missing[0]}")
     if wrong := sorted(info["mismatched_keys"]):
         key, found, asked = wrong[0]
         raise ValueError(f"{name}: {key} has shape {tuple(found)}, its configuration asks for {tuple(asked)}")
     return model.eval().requires_grad_(False)
+
+
+def _is_read(model: Any, key: str) -> bool:
+    """Whether a weight decides any feature: a text tower does not, nor does what pools the tokens after the last layer."""
+    tower = "vision_model." if hasattr(model, "vision_model") else ""
+    return key.startswith(tower) and not key.removeprefix(tower).startswith(("pooler.", "head."))
 
 
 def _check_counts(config: dict[str, Any], where: str) -> None:

@@ -67,7 +67,7 @@ def measure(encoder: MAEEncoder, images: Tensor) -> tuple[dict[str, float], Tens
 def write_card(encoder: MAEEncoder, before: MAEEncoder, run: Run, tests: tuple[str, ...], history: dict[str, Any]) -> Any:
     """Measure `encoder` with the decoder in `run.out` as a user will read it, and `before` with its own.
 
-    Writes `README.md`, `card.json`, `loss.png`, `before-after.png` (the paper's Fig. 10) and `diagonal.png` (Fig. 9);
+    Writes `README.md`, `card.json`, `loss.png`, `before-after.jpg` (the paper's Fig. 10) and `diagonal.jpg` (Fig. 9);
     returns {set: {"before": figures, "after": figures}}. `tests` are measured on whole, at most the first 1,024 images;
     without any, the shipped scenes and what was held out of each set of `run.data`.
     """
@@ -88,7 +88,7 @@ def write_card(encoder: MAEEncoder, before: MAEEncoder, run: Run, tests: tuple[s
         seen = torch.where(hidden, 0.5, images[chosen])
         rows["diagonal"] |= {f"{one}: shown": seen, f"{one}: before": old_filled[chosen], f"{one}: after": filled[chosen]}
     for name, strips in rows.items():
-        save_grid(strips, run.out / f"{name}.png")
+        save_grid(strips, run.out / f"{name}.jpg")
     loss_curve(history["log"], "absolute error of pixels in -1..1", "fine-tuning the decoder", run.out / "loss.png", "l1")
     card = {
         "kind": "mae decoder",
@@ -145,12 +145,12 @@ def _text(run: Run, encoder: MAEEncoder, card: dict[str, Any]) -> str:
         lines += [f"| {data} | {k} | {v:.4g} | {figures['after'][k]:.4g} |" for k, v in figures["before"].items()]
     lines += [
         "",
-        "![before and after](before-after.png)",
+        "![before and after](before-after.jpg)",
         "",
         "With the patches on the diagonal hidden from the encoder (the paper's Fig. 9; grey in the first row): what fills "
         "them in, before and after.",
         "",
-        "![diagonal hidden](diagonal.png)",
+        "![diagonal hidden](diagonal.jpg)",
         "",
         "![loss](loss.png)",
         "",

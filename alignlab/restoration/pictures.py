@@ -10,7 +10,7 @@ INCHES = 1.05  # a picture's side
 
 
 def save_grid(rows: dict[str, Tensor], path: Path, title: str = "") -> None:
-    """Write labelled rows of images (label -> float `[N, 3, H, W]` in 0..1, the same N) as a picture file."""
+    """Write labelled rows of images (label -> float `[N, 3, H, W]` in 0..1, the same N) as a JPEG file."""
     from matplotlib.figure import Figure
 
     counts = {len(images) for images in rows.values()}
@@ -30,4 +30,4 @@ def save_grid(rows: dict[str, Tensor], path: Path, title: str = "") -> None:
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[call-arg,union-attr]
     if title:
         figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110, format="jpeg", pil_kwargs={"quality": 88})

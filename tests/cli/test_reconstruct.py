@@ -42,7 +42,7 @@ def test_a_result_with_pictures_and_what_was_left_out(tmp_path, capsys, no_torch
         assert row["psnr"]["ci95"][0] < row["psnr"]["mean"] < row["psnr"]["ci95"][1]
         assert row["lpips"] is None
         assert [one["name"] for one in row["sets"]] == ["FD(mae-tiny)"]
-        assert (tmp_path / f"reconstruction-{row['encoder']}.png").stat().st_size > 1000
+        assert (tmp_path / f"reconstruction-{row['encoder']}.jpg").stat().st_size > 1000
     assert {one["metric"] for one in result["left_out"]} == {"LPIPS", "FID"}
     printed = capsys.readouterr().out
     assert "left out: LPIPS: " in printed

@@ -145,3 +145,47 @@ def test_models_that_cannot_be_fed_are_refused() -> None:
     needs_more.config.image_size = 32
     with pytest.raises(ValueError, match=r"cannot be fed images alone: .*pixel_attention_mask"):
         ViTEncoder("small", "small@test", needs_more, MEAN, STD)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("ViTForImageClassification", "ViTConfig"),
+        ("DeiTForImageClassification", "DeiTConfig"),
+        ("Dinov2ForImageClassification", "Dinov2Config"),
+    ],
+)
+def test_classifiers_are_read_without_their_heads(kind: str, config: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = VIT if config != "Dinov2Config" else {k: v for k, v in VIT.items() if k != "intermediate_size"}
+    classifier = getattr(transformers, kind)(getattr(transformers, config)(**settings)).eval()
+    classifier.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    pixels = (IMAGES - torch.tensor(encoder.mean)[:, None, None]) / torch.tensor(encoder.std)[:, None, None]
+    with torch.no_grad():
+        hidden = classifier(pixels, output_hidden_states=True).hidden_states
+    for i, layer in enumerate(hidden):
+        torch.testing.assert_close(encoder.layers(IMAGES)[:, i], layer[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_siglip_classifier_is_read_without_a_text_tower(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.SiglipConfig(text_config=TEXT, vision_config=VIT)
+    classifier = transformers.SiglipForImageClassification(config).eval()
+    classifier.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    pixels = (IMAGES - torch.tensor(encoder.mean)[:, None, None]) / torch.tensor(encoder.std)[:, None, None]
+    with torch.no_grad():
+        hidden = classifier(pixels, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(encoder.layers(IMAGES)[:, -1], hidden[-1].mean(1), atol=1e-5, rtol=1e-4)
+
+
+def test_a_missing_block_is_still_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    transformers.ViTModel(transformers.ViTConfig(**VIT)).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state[next(key for key in state if "layer" in key and "1." in key and key.endswith("weight"))]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 of the model's weights"):
+        load_encoder(str(tmp_path))

@@ -151,7 +151,7 @@ def test_the_card_names_no_place(tmp_path, small_mae, pictures):
     history = tune(encoder, run)
     write_card(encoder, load_encoder(str(small_mae)), run, (str(pictures),), history)
     written = {p.name for p in run.out.iterdir()}
-    assert {"README.md", "card.json", "loss.png", "before-after.png", "diagonal.png", "decoder.safetensors"} <= written
+    assert {"README.md", "card.json", "loss.png", "before-after.jpg", "diagonal.jpg", "decoder.safetensors"} <= written
     for name in ("README.md", "card.json"):
         assert str(tmp_path) not in (run.out / name).read_text()
     card = json.loads((run.out / "card.json").read_text())
