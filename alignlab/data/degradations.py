@@ -77,7 +77,9 @@ class Denoise:
 
     def apply(self, images: Tensor, streams: Sequence[np.random.Generator]) -> Tensor:
         sigmas = [stream.uniform(*self.sigma) / 255 for stream in streams]
-        noise = np.stack([stream.standard_normal(images.shape[1:], np.float32) for stream in streams])
+        noise = np.empty(images.shape, np.float32)
+        for stream, one in zip(streams, noise, strict=True):
+            stream.standard_normal(dtype=np.float32, out=one)
         return images + _per_image(sigmas, images) * torch.from_numpy(noise).to(images.device)
 
 
@@ -129,8 +131,9 @@ class Derain:
     """Straight streaks of rain, of one grey (0..255), at random places and angles; their edges are anti-aliased.
 
     Each image gets a whole number of streaks, uniform in `streaks`, each with its middle anywhere in the image. A streak
-    is `length` times the image's width long (much of it falls outside) and as wide as is drawn from `width`, in pixels of
-    the image whatever its size: in a smaller image the same streaks hide more.
+    is `length` times the image's width long (part of it falls outside) and as wide as is drawn from `width`, in pixels of
+    an image 224 wide: other sizes get the same picture scaled, so that streaks hide the same share. The default width is
+    solid for 1 to 2 such pixels, with half an edge on either side.
     """
 
     streaks: tuple[int, int] = (0, 20)
@@ -152,7 +155,7 @@ class Derain:
         drawn = [stream.random((int(stream.integers(*self.streaks, endpoint=True)), 4)) for stream in streams]
         # With the images that have the most streaks first, those that have a next one are always the first few.
         order = sorted(range(len(drawn)), key=lambda i: -len(drawn[i]))
-        covered = images.new_zeros(len(drawn), height, width)
+        clear = images.new_ones(len(drawn), height, width)
         x = torch.arange(width, dtype=images.dtype, device=images.device) + 0.5
         y = (torch.arange(height, dtype=images.dtype, device=images.device) + 0.5)[:, None]  # [H, 1]
         for k in range(max(map(len, drawn))):
@@ -174,10 +177,9 @@ class Derain:
             # The share of a pixel under a streak of thickness t whose middle is d away, the edge taken as straight.
             inside = (thick / 2 + 0.5 - aside).clamp_(min=0).minimum(thick.clamp(max=1))
             inside *= (self.length * width / 2 + 0.5 - along).clamp_(0, 1)
-            torch.maximum(covered[: len(place)], inside, out=covered[: len(place)])
-        back = torch.tensor(order, device=images.device).argsort()
-        share = covered[back][:, None]  # [B, 1, H, W]
-        return images * (1 - share) + share * (self.grey / 255)
+            clear[: len(place)] *= 1 - inside
+        clear = clear[torch.tensor(order).argsort().to(images.device)][:, None]  # [B, 1, H, W]
+        return images * clear + (1 - clear) * (self.grey / 255)
 
 
 @dataclass(frozen=True)
@@ -198,14 +200,13 @@ class Pepper:
 
     def apply(self, images: Tensor, streams: Sequence[np.random.Generator]) -> Tensor:
         height, width = images.shape[2:]
-        kept, white = np.ones((2, len(streams), height * width), np.float32)
+        kept = np.ones((len(streams), 1, height, width), np.float32)
+        white = np.zeros_like(kept)
         for i, stream in enumerate(streams):
             hit = _some(height * width, self.rate, stream)
-            kept[i, hit] = 0
-            white[i, hit[int(self.salt * len(hit) + 0.5) :]] = 0
-        shape = (len(streams), 1, height, width)
-        kept_, white_ = (torch.from_numpy(a).view(shape).to(images) for a in (kept, white))
-        return images * kept_ + white_ * (1 - kept_)
+            kept[i].reshape(-1)[hit] = 0
+            white[i].reshape(-1)[hit[: int(self.salt * len(hit) + 0.5)]] = 1
+        return images * torch.from_numpy(kept).to(images) + torch.from_numpy(white).to(images)
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class Rotate:
             raise ValueError(f"turns must be a whole number of quarter turns, got {self.turns!r}")
 
     def apply(self, images: Tensor, streams: Sequence[np.random.Generator]) -> Tensor:
-        return images.rot90(self.turns, (2, 3))  # [B, 3, W, H] where turns is odd
+        return images.rot90(self.turns, (2, 3)).contiguous()  # [B, 3, W, H] where turns is odd
 
 
 @dataclass(frozen=True)
@@ -334,7 +335,7 @@ def pair(
 
 
 def _parameters(task: str, given: Task | None) -> Task:
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         near = difflib.get_close_matches(str(task), NAMES, n=2, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(NAMES)}"
         raise ValueError(f"unknown task {task!r}; {hint}")
@@ -379,10 +380,10 @@ def _some(count: int, rate: tuple[float, float], stream: np.random.Generator) ->
 def _blur(images: Tensor, weights: list[float]) -> Tensor:
     """Shifted copies added up, once down and once across: a convolution's sums depend on batch, device and TF32."""
     reach = len(weights) // 2
-    padded = F.pad(images, (reach, reach, reach, reach), mode="reflect")  # [B, 3, H + 2 reach, W + 2 reach]
-    height, width = images.shape[2:]
-    down = sum(padded[:, :, k : k + height] * weight for k, weight in enumerate(weights))
-    assert isinstance(down, Tensor)
-    across = sum(down[:, :, :, k : k + width] * weight for k, weight in enumerate(weights))
-    assert isinstance(across, Tensor)
-    return across
+    for dim, sides in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
+        size = images.shape[dim]
+        padded = F.pad(images, sides, mode="reflect")
+        images = padded.narrow(dim, 0, size) * weights[0]
+        for k in range(1, len(weights)):
+            images = images + padded.narrow(dim, k, size) * weights[k]
+    return images

@@ -1,7 +1,8 @@
 """Restoring images: how good a picture is, what a decoder keeps, and a decoder fine-tuned to keep more."""
 
+from alignlab.data.degradations import degrade
 from alignlab.restoration.distribution import frechet_distance, precision_recall
 from alignlab.restoration.quality import l1, psnr, ssim
 from alignlab.restoration.reconstruct import Reconstruction, reconstruct
 
-__all__ = ["Reconstruction", "frechet_distance", "l1", "precision_recall", "psnr", "reconstruct", "ssim"]
+__all__ = ["Reconstruction", "degrade", "frechet_distance", "l1", "precision_recall", "psnr", "reconstruct", "ssim"]
