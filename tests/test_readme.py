@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,10 @@ def test_the_tuned_decoder_is_that_of_its_card():
     hidden = "diagonal hidden: PSNR of the hidden patches (dB)"
     visible = "diagonal hidden: PSNR of the visible patches (dB)"
     flat = " ".join(README.split())
-    assert f"falls from {before[hidden]:.1f} to {scenes[hidden]:.1f} dB, while the visible patches keep {scenes[visible]:.1f}" in flat
+    assert (
+        f"falls from {before[hidden]:.1f} to {scenes[hidden]:.1f} dB, while the visible patches keep {scenes[visible]:.1f}"
+        in flat
+    )
 
 
 def test_the_papers_laboratory_is_named_as_it_loads():
@@ -113,7 +117,7 @@ def test_the_papers_laboratory_is_named_as_it_loads():
 
     (line,) = [x for block in blocks("sh") for x in block.splitlines() if "facebook/vit-mae-large" in x]
     words = shlex.split(line)
-    encoders = [b for a, b in zip(words, words[1:], strict=False) if a == "--encoder"]
+    encoders = [b for a, b in pairwise(words) if a == "--encoder"]
     llm, data = (words[words.index(option) + 1] for option in ("--llm", "--data"))
     assert set(encoders) == {paper.MODELS[kind] for kind in ("mae", "beit", "vqgan")}
     assert set(encoders) | {llm} <= set(BY_NAME)
@@ -125,7 +129,10 @@ def test_the_coverage_of_timm_is_that_of_the_benchmark():
     summary = json.loads((ROOT / "benchmarks" / "results" / "timm_coverage.json").read_text())["summary"]
     flat = " ".join(README.split())
     assert summary["read"] == summary["families"]
-    assert f"of timm's {summary['families']} families of models (the smallest of each, random weights) all are read" in flat
+    assert (
+        f"of timm's {summary['families']} families of models (the smallest of each, random weights) all are read"
+        in flat
+    )
     assert f"for {summary['agree_with_timm']} the last layer is timm's own reading" in flat
 
 

@@ -44,7 +44,9 @@ def doctor(
             here = "yes" if known.is_here() else "-"
             table.add_row(known.name, f"{known.bytes_in_memory() / 1e9:.2f} GB", *fits, here)
     out.print(table)
-    out.print(f"runs: the weights and {OVERHEAD / 1e9:.1f} GB for everything else fit; an encoder and a language model add up.")
+    out.print(
+        f"runs: the weights and {OVERHEAD / 1e9:.1f} GB for everything else fit; an encoder and a language model add up."
+    )
     if not offline:
         _reach()
     if wrong:
@@ -85,7 +87,9 @@ def _machine() -> tuple[float, str]:
     from alignlab.provenance import environment
 
     free = memory_available()
-    typer.echo(f"processor: {environment('cpu')['processor']}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+    typer.echo(
+        f"processor: {environment('cpu')['processor']}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+    )
     typer.echo(f"memory: {free / 1e9:.1f} GB available")
     folder = home()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())

@@ -50,13 +50,18 @@ def listing(
             table.add_column(heading)
         for known in CATALOGUE:
             if known.kind == kind:
-                numbers = [_count(known.parameters), *(str(x or "-") for x in (known.layers, known.tokens, known.width))]
+                numbers = [
+                    _count(known.parameters),
+                    *(str(x or "-") for x in (known.layers, known.tokens, known.width)),
+                ]
                 table.add_row(
                     known.name, known.family, *numbers, known.licence, "yes" if here[known.name] else "-", known.note
                 )
         out.print(table)
     out.print("alignlab models show NAME says more, alignlab models fetch NAME gets the weights.")
-    out.print("Any other loads too: timm:NAME, open_clip:ARCH/TAG, a folder or file, a hub id (org/name); NAME@random, LLM[:K].")
+    out.print(
+        "Any other loads too: timm:NAME, open_clip:ARCH/TAG, a folder or file, a hub id (org/name); NAME@random, LLM[:K]."
+    )
 
 
 def _count(parameters: int) -> str:
@@ -64,7 +69,11 @@ def _count(parameters: int) -> str:
 
 
 def _facts(known: Known, here: bool) -> dict[str, object]:
-    facts = {key: value for key, value in asdict(known).items() if key not in ("wheel", "urls", "torch_hub", "shipped", "hub")}
+    facts = {
+        key: value
+        for key, value in asdict(known).items()
+        if key not in ("wheel", "urls", "torch_hub", "shipped", "hub")
+    }
     return {**facts, "source": known.source, "here": here}
 
 
@@ -80,7 +89,9 @@ def show(name: str = typer.Argument(..., help="A name that `alignlab models` lis
     facts = _facts(known, known.is_here())
     facts["here"] = "yes" if facts["here"] else f"no; alignlab models fetch {name}"
     facts["parameters"] = f"{known.parameters:,}"
-    facts["memory"] = f"{known.bytes_in_memory() / 1e9:.2f} GB in float32, {known.bytes_in_memory(2) / 1e9:.2f} GB in bfloat16"
+    facts["memory"] = (
+        f"{known.bytes_in_memory() / 1e9:.2f} GB in float32, {known.bytes_in_memory(2) / 1e9:.2f} GB in bfloat16"
+    )
     if known.gated:
         from alignlab.models.catalogue import HUB_PAGE
 
@@ -91,7 +102,9 @@ def show(name: str = typer.Argument(..., help="A name that `alignlab models` lis
 
 
 @app.command()
-def fetch(name: list[str] = typer.Argument(..., help="Names that `alignlab models` lists, or hub ids (org/name).")) -> None:
+def fetch(
+    name: list[str] = typer.Argument(..., help="Names that `alignlab models` lists, or hub ids (org/name)."),
+) -> None:
     """Get weights, so that they load without a network afterwards.
 
     Example: alignlab models fetch smollm2 facebook/vit-mae-large
@@ -105,7 +118,9 @@ def fetch(name: list[str] = typer.Argument(..., help="Names that `alignlab model
 
 @app.command()
 def convert(
-    file: Path = typer.Argument(..., help="A taming .ckpt, a BEiT .pth, a folder with dVAE pickles or pytorch_model.bin."),
+    file: Path = typer.Argument(
+        ..., help="A taming .ckpt, a BEiT .pth, a folder with dVAE pickles or pytorch_model.bin."
+    ),
     out: Path | None = typer.Option(None, help="Folder for model.safetensors and config.json (default: beside FILE)."),
 ) -> None:
     """Turn a published checkpoint into safetensors, once; code inside a pickle is never run.

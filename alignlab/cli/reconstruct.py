@@ -21,10 +21,12 @@ SCHEMA = "alignlab.reconstruct/1"
 
 def reconstruct(
     encoder: list[str] = typer.Option(
-        ["mae"], help="mae, beit, vqgan, a local folder or file, or a hub id of a model with a decoder; may be repeated."
+        ["mae"],
+        help="mae, beit, vqgan, a local folder or file, or a hub id of a model with a decoder; may be repeated.",
     ),
     decoder: str | None = typer.Option(
-        None, help="Another decoder behind a MAE: a folder of `restore decoder`, or a hub id such as bytetriper/vit-mae-r."
+        None,
+        help="Another decoder behind a MAE: a folder of `restore decoder`, or a hub id such as bytetriper/vit-mae-r.",
     ),
     data: str = typer.Option("scenes", help="Images, as measure takes them; captions are not read."),
     n: int | None = typer.Option(None, "--n", help="Use the first N images only."),
@@ -33,7 +35,9 @@ def reconstruct(
         ["inception", "efficientnet-lite0"],
         help="Networks for the distance of the two sets: inception gives FID, an encoder's name FD(name); none for none.",
     ),
-    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable images out, and list them in the result."),
+    skip_bad: bool = typer.Option(
+        False, "--skip-bad", help="Leave unreadable images out, and list them in the result."
+    ),
     batch_size: int = typer.Option(64, help="Images at once; changes the speed only."),
     seed: int = typer.Option(0, help="Of the bootstrap intervals."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -62,7 +66,9 @@ def reconstruct(
     encoders = [load_encoder(name, device=where, dtype=dtype, decoder=decoder) for name in names]
     for loaded in encoders:
         if not hasattr(loaded, "decode"):
-            raise ValueError(f"{loaded.name} has no decoder; --encoder takes a MAE, a BEiT with its dVAE or a VQGAN here")
+            raise ValueError(
+                f"{loaded.name} has no decoder; --encoder takes a MAE, a BEiT with its dVAE or a VQGAN here"
+            )
     folder = output_folder(out, "reconstruct")
     if json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
@@ -142,7 +148,9 @@ def _networks(
             continue
         called = "FID" if name == "inception" else f"FD({name})"
         try:
-            networks[called] = load_inception(device) if name == "inception" else _last_layer(load_encoder(name, device=device))
+            networks[called] = (
+                load_inception(device) if name == "inception" else _last_layer(load_encoder(name, device=device))
+            )
         except RuntimeError as error:
             left_out.append({"metric": called, "reason": str(error)})
     return distance, networks, left_out
@@ -198,7 +206,9 @@ def show(console: Any, result: dict[str, Any], folder: Path) -> None:
         console.print(f"note: {infinite} reconstruction(s) were identical to the original; PSNR's mean leaves them out")
     for one in result["results"][0]["sets"]:
         if data["n"] <= one["width"]:
-            console.print(f"note: {one['name']} of {data['n']} images in {one['width']} dimensions is far from its limit")
+            console.print(
+                f"note: {one['name']} of {data['n']} images in {one['width']} dimensions is far from its limit"
+            )
     console.print(escape(f"written: {folder}/result.json and pictures"), soft_wrap=True)
 
 

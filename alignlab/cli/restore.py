@@ -55,7 +55,12 @@ def decoder(
     if workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {workers}")
     recipe = replace(
-        RECIPE, steps=steps or RECIPE.steps, batch=batch_size or RECIPE.batch, lr=lr or RECIPE.lr, seed=seed, dtype=dtype
+        RECIPE,
+        steps=steps or RECIPE.steps,
+        batch=batch_size or RECIPE.batch,
+        lr=lr or RECIPE.lr,
+        seed=seed,
+        dtype=dtype,
     )
     where = pick_device(device)
     model = load_encoder(encoder, device=where)

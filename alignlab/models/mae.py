@@ -35,7 +35,9 @@ class MAEEncoder:
         self.mean, self.std = mean, std
         self.model.config.mask_ratio = 0.0
         if not isinstance(model.config.image_size, int):
-            raise ValueError(f"{name} has an image size of {model.config.image_size}; alignlab reads squares, one number")
+            raise ValueError(
+                f"{name} has an image size of {model.config.image_size}; alignlab reads squares, one number"
+            )
         self.image_size: int = model.config.image_size
         self.patches = (model.config.image_size // model.config.patch_size) ** 2
         self.width: int = model.config.hidden_size
@@ -154,7 +156,9 @@ def read_decoder(source: str) -> tuple[str, Any, dict[str, Tensor]]:
 
     folder = shipped("checkpoints", source) if source in DECODERS else Path(source).expanduser()
     if not folder.is_dir() and not weights.HUB_ID.fullmatch(source):
-        raise ValueError(f"no decoder {source!r}; known: {', '.join(DECODERS)} (a folder or a hub id, org/name, will do too)")
+        raise ValueError(
+            f"no decoder {source!r}; known: {', '.join(DECODERS)} (a folder or a hub id, org/name, will do too)"
+        )
     with weights.from_hub(source), weights.quiet_transformers():
         alone = folder / DECODER_FILE
         if alone.is_file():

@@ -12,9 +12,9 @@ from torch import nn
 
 from alignlab.models.dvae import DVAE, DVAEConfig
 from alignlab.models.vqgan import VQGAN, VQGANConfig
-from alignlab.training import Objective, Recipe, train
 from alignlab.pretrain.objectives import CodeBook, MaskedCodes, MaskedPixels, SoftCodes
 from alignlab.pretrain.pool import PoolConfig, batch, open_pool
+from alignlab.training import Objective, Recipe, train
 
 IMAGE_SIZE = 64
 VOCAB = 1024

@@ -64,7 +64,9 @@ def measure(encoder: MAEEncoder, images: Tensor) -> tuple[dict[str, float], Tens
     return figures, painted, gaps
 
 
-def write_card(encoder: MAEEncoder, before: MAEEncoder, run: Run, tests: tuple[str, ...], history: dict[str, Any]) -> Any:
+def write_card(
+    encoder: MAEEncoder, before: MAEEncoder, run: Run, tests: tuple[str, ...], history: dict[str, Any]
+) -> Any:
     """Measure `encoder` with the decoder in `run.out` as a user will read it, and `before` with its own.
 
     Writes `README.md`, `card.json`, `loss.png`, `before-after.jpg` (the paper's Fig. 10) and `diagonal.jpg` (Fig. 9);
@@ -84,12 +86,22 @@ def write_card(encoder: MAEEncoder, before: MAEEncoder, run: Run, tests: tuple[s
         measured[f"{data.name} ({len(indices)} items)"] = {"before": old, "after": new}
         chosen = np.linspace(0, len(images) - 1, SHOWN).astype(int)
         one = data.name
-        rows["before-after"] |= {one: images[chosen], f"{one}: before": old_painted[chosen], f"{one}: after": painted[chosen]}
+        rows["before-after"] |= {
+            one: images[chosen],
+            f"{one}: before": old_painted[chosen],
+            f"{one}: after": painted[chosen],
+        }
         seen = torch.where(hidden, 0.5, images[chosen])
-        rows["diagonal"] |= {f"{one}: shown": seen, f"{one}: before": old_filled[chosen], f"{one}: after": filled[chosen]}
+        rows["diagonal"] |= {
+            f"{one}: shown": seen,
+            f"{one}: before": old_filled[chosen],
+            f"{one}: after": filled[chosen],
+        }
     for name, strips in rows.items():
         save_grid(strips, run.out / f"{name}.jpg")
-    loss_curve(history["log"], "absolute error of pixels in -1..1", "fine-tuning the decoder", run.out / "loss.png", "l1")
+    loss_curve(
+        history["log"], "absolute error of pixels in -1..1", "fine-tuning the decoder", run.out / "loss.png", "l1"
+    )
     card = {
         "kind": "mae decoder",
         "encoder": encoder.checkpoint,

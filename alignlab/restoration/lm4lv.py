@@ -53,22 +53,37 @@ class LM4LV(nn.Module):
     """
 
     def __init__(
-        self, encoder: Any, llm: LanguageModel, task_tokens: int = 10, *, tasks: Sequence[str] = ("denoise",), seed: int = 0
+        self,
+        encoder: Any,
+        llm: LanguageModel,
+        task_tokens: int = 10,
+        *,
+        tasks: Sequence[str] = ("denoise",),
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not hasattr(encoder, "decode"):
             raise ValueError(f"{encoder.name} has no decoder; LM4LV needs a MAE, a BEiT with its dVAE or a VQGAN")
         if task_tokens < 1 or not tasks or len(set(tasks)) != len(tasks):
-            raise ValueError(f"task_tokens must be 1 or more and tasks different names, got {task_tokens}, {list(tasks)}")
+            raise ValueError(
+                f"task_tokens must be 1 or more and tasks different names, got {task_tokens}, {list(tasks)}"
+            )
         self.encoder, self.llm = encoder, llm
         llm.model.requires_grad_(False)
         self.words: Conversation = conversation(llm.tokenizer)
         with torch.no_grad():
             sample = encoder.encode(torch.full((1, 3, encoder.image_size, encoder.image_size), 0.5))
         self.visual, width = sample.shape[1:]
-        length = self.words.prompt_length(self.visual, task_tokens) + len(self.words.open) + self.visual + len(self.words.ending)
+        length = (
+            self.words.prompt_length(self.visual, task_tokens)
+            + len(self.words.open)
+            + self.visual
+            + len(self.words.ending)
+        )
         if llm.context is not None and length > llm.context:
-            raise ValueError(f"a conversation of {length} tokens is longer than the {llm.context} that {llm.name} can read")
+            raise ValueError(
+                f"a conversation of {length} tokens is longer than the {llm.context} that {llm.name} can read"
+            )
         embedding: Any = llm.model.get_input_embeddings()
         spread = float(embedding.weight.float().std())
         generator = torch.Generator().manual_seed(seed)
@@ -202,7 +217,7 @@ class LM4LV(nn.Module):
         nothing = torch.zeros(self.visual, features.shape[1], device=features.device)
         whole = [len(image) == self.visual for image in images]
         tokens_of = [torch.stack(image) if ok else nothing for image, ok in zip(images, whole, strict=True)]
-        texts = tuple(self.llm.tokenizer.decode(ids) for ids in said)
+        texts = tuple(str(self.llm.tokenizer.decode(ids)) for ids in said)
         return Generated(torch.stack(tokens_of), torch.tensor(whole), texts)
 
     @torch.no_grad()

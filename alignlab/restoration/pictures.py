@@ -17,7 +17,9 @@ def save_grid(rows: dict[str, Tensor], path: Path, title: str = "") -> None:
     if len(counts) != 1 or counts == {0}:
         raise ValueError(f"rows must hold the same number of images, one at least, got {sorted(counts)}")
     (columns,) = counts
-    figure = Figure(figsize=(columns * INCHES + 1.3, len(rows) * INCHES + (0.35 if title else 0.05)), layout="constrained")
+    figure = Figure(
+        figsize=(columns * INCHES + 1.3, len(rows) * INCHES + (0.35 if title else 0.05)), layout="constrained"
+    )
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (label, images) in zip(axes, rows.items(), strict=True):
         for cell, image in zip(line, images, strict=True):

@@ -31,7 +31,9 @@ def test_the_list_as_json(capsys):
 def test_show_tells_what_a_gated_model_needs(capsys):
     assert run(["models", "show", "meta-llama/Llama-2-7b-chat-hf"]) == 0
     printed = capsys.readouterr().out
-    assert "accept the licence at https://huggingface.co/meta-llama/Llama-2-7b-chat-hf, then run: hf auth login" in printed
+    assert (
+        "accept the licence at https://huggingface.co/meta-llama/Llama-2-7b-chat-hf, then run: hf auth login" in printed
+    )
     assert "26.95 GB in float32, 13.48 GB in bfloat16" in printed
     assert "6,738,415,616" in printed
 
@@ -69,7 +71,9 @@ def test_memory_is_that_of_the_machine():
     assert 0 < memory_available() <= psutil.virtual_memory().total
 
 
-@pytest.mark.parametrize("command", [["models"], ["models", "fetch"], ["models", "convert"], ["doctor"], ["reconstruct"]])
+@pytest.mark.parametrize(
+    "command", [["models"], ["models", "fetch"], ["models", "convert"], ["doctor"], ["reconstruct"]]
+)
 def test_help_has_an_example(command, capsys):
     assert run([*command, "--help"]) == 0
     assert f"Example: alignlab {' '.join(command)}" in " ".join(capsys.readouterr().out.split())

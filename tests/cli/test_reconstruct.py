@@ -30,7 +30,17 @@ def pictures(tmp_path_factory):
 def test_a_result_with_pictures_and_what_was_left_out(tmp_path, capsys, no_torch_weights):
     pytest.importorskip("lpips")
     pytest.importorskip("torch_fidelity")
-    command = ["reconstruct", "--encoder", "vqgan", "--encoder", "beit", "--features", "inception", "--features", "mae-tiny"]
+    command = [
+        "reconstruct",
+        "--encoder",
+        "vqgan",
+        "--encoder",
+        "beit",
+        "--features",
+        "inception",
+        "--features",
+        "mae-tiny",
+    ]
     assert run([*command, "--n", "8", "--out", str(tmp_path), "--json", str(tmp_path / "too.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result == json.loads((tmp_path / "too.json").read_text())

@@ -358,21 +358,20 @@ def photographs():
 
 
 def measured(images: torch.Tensor, task: str, seeds: int) -> tuple[float, float]:
-    """Mean PSNR over seeds; mean SSIM of every other image, the seeds by turns. Small batches, for the caches' sake."""
+    """Mean PSNR, and mean SSIM of the middle, over images and seeds. Small batches, for the caches' sake."""
     decibels, similar = [], []
     for seed in range(seeds):
         for at in range(0, len(images), 2):
             some = images[at : at + 2]
             spoilt = degrade(some, task, seed=seed, first=at)
             decibels.append(psnr(some, spoilt))
-            if at // 2 % seeds == seed:
-                similar.append(ssim(some[:1], spoilt[:1]))
+            similar.append(ssim(some[:, :, 64:160, 64:160], spoilt[:, :, 64:160, 64:160]))
     values = torch.cat(decibels)
     return float(values[values.isfinite()].mean()), float(torch.cat(similar).mean())
 
 
-# A strength near nothing has a very high PSNR, so noise needs more draws than the others for half a decibel.
-@pytest.mark.parametrize(("task", "seeds"), [("denoise", 3), ("derain", 1), ("pepper", 1), ("mask", 4)])
+# Where a strength near nothing gives a very high PSNR, half a decibel takes more draws.
+@pytest.mark.parametrize(("task", "seeds"), [("denoise", 4), ("derain", 1), ("pepper", 1), ("mask", 3)])
 def test_photographs_come_out_as_degraded_as_in_table_2(photographs, task, seeds):
     quality = measured(resize(photographs, 224), task, seeds)
     assert quality == (

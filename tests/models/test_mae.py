@@ -56,7 +56,9 @@ def test_hidden_patches_are_filled_as_transformers_does(tmp_path):
     torch.testing.assert_close(encoder.fill(IMAGES, ~hidden & hidden), encoder.decode(encoder.encode(IMAGES)))
 
 
-@pytest.mark.parametrize("hidden", [torch.ones(16, dtype=torch.bool), torch.zeros(9, dtype=torch.bool), torch.zeros(16)])
+@pytest.mark.parametrize(
+    "hidden", [torch.ones(16, dtype=torch.bool), torch.zeros(9, dtype=torch.bool), torch.zeros(16)]
+)
 def test_wrong_choices_of_patches_are_named(tmp_path, hidden):
     with pytest.raises(ValueError, match=r"hidden must be bool \[16\], not all true"):
         load_encoder(saved(tmp_path)).fill(IMAGES, hidden)
@@ -93,7 +95,10 @@ def test_plain_pixels_need_no_brightness(tmp_path):
 
 
 def test_a_decoder_of_another_checkpoint(tmp_path):
-    ours, theirs = saved(tmp_path / "a"), saved(tmp_path / "b", seed=1, decoder_hidden_size=32, decoder_num_hidden_layers=2)
+    ours, theirs = (
+        saved(tmp_path / "a"),
+        saved(tmp_path / "b", seed=1, decoder_hidden_size=32, decoder_num_hidden_layers=2),
+    )
     plain, mixed, other = load_encoder(ours), load_encoder(ours, decoder=theirs), load_encoder(theirs)
     tokens = plain.encode(IMAGES)
     torch.testing.assert_close(mixed.encode(IMAGES), tokens, atol=0, rtol=0)
@@ -139,7 +144,7 @@ def test_damaged_decoders_are_explained(tmp_path):
     state = load_file(tmp_path / "lacking" / "decoder.safetensors")
     del state["decoder_pred.weight"]
     save_file(state, tmp_path / "lacking" / "decoder.safetensors")
-    with pytest.raises(ValueError, match="does not fit its configuration.*decoder_pred"):
+    with pytest.raises(ValueError, match=r"does not fit its configuration.*decoder_pred"):
         load_encoder(whole, decoder=str(tmp_path / "lacking"))
 
 

@@ -14,10 +14,10 @@ from alignlab.models import load_encoder
 from alignlab.models.vision import load_dvae
 from alignlab.pretrain.card import write_card
 from alignlab.pretrain.evaluate import masked_pixels, psnr
-from alignlab.training import Recipe, rate
 from alignlab.pretrain.objectives import CodeBook, block_mask
 from alignlab.pretrain.pool import PoolConfig, batch, held_out, open_pool
 from alignlab.pretrain.run import RECIPES, Run, build_mae, build_vqgan, objective, pretrain
+from alignlab.training import Recipe, rate
 
 POOL = PoolConfig(size=72, count=24)
 
@@ -102,8 +102,8 @@ def test_every_kind_ends_in_a_checkpoint_with_a_card(photos, tmp_path):
 def test_mae_learns():
     """A hundred steps on two pictures bring the error on hidden patches well under the mean colour's."""
     torch.manual_seed(0)
-    from alignlab.training import train
     from alignlab.pretrain.objectives import MaskedPixels
+    from alignlab.training import train
 
     gradient = torch.linspace(0, 1, 64).expand(3, 64, 64)
     images = torch.stack([gradient, gradient.transpose(1, 2)])

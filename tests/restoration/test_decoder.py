@@ -79,7 +79,9 @@ def test_a_decoder_of_normalised_patches_learns_plain_pixels(tmp_path, pictures)
 
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-    config = ViTMAEConfig(image_size=32, patch_size=8, norm_pix_loss=True, **sizes, **decoder, decoder_intermediate_size=32)
+    config = ViTMAEConfig(
+        image_size=32, patch_size=8, norm_pix_loss=True, **sizes, **decoder, decoder_intermediate_size=32
+    )
     ViTMAEForPreTraining(config).save_pretrained(tmp_path / "mae")
     encoder = load_encoder(str(tmp_path / "mae"))
     run = Run((str(pictures),), tmp_path / "out", RECIPE_SHORT)

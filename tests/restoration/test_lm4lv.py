@@ -185,7 +185,7 @@ def test_wrong_use_is_named(model, parts):
         model.generate(low, "mask", "both")
     with pytest.raises(ValueError, match="task_tokens must be 1 or more"):
         LM4LV(*parts, task_tokens=0)
-    with pytest.raises(ValueError, match="efficientnet.* has no decoder|has no decoder"):
+    with pytest.raises(ValueError, match=r"test_vit.* has no decoder"):
         LM4LV(load_encoder("timm:test_vit.r160_in1k@random"), parts[1])
 
 

@@ -70,7 +70,9 @@ def test_a_decoder_of_normalised_patches_is_lent_the_brightness(tmp_path, scenes
 
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-    config = ViTMAEConfig(image_size=32, patch_size=8, norm_pix_loss=True, **sizes, **decoder, decoder_intermediate_size=32)
+    config = ViTMAEConfig(
+        image_size=32, patch_size=8, norm_pix_loss=True, **sizes, **decoder, decoder_intermediate_size=32
+    )
     ViTMAEForPreTraining(config).save_pretrained(tmp_path)
     assert reconstruct(load_encoder(str(tmp_path)), scenes).n == 12
 
@@ -107,7 +109,9 @@ def test_lpips_is_the_packages_own(torch_home):
 
 def test_lpips_says_what_is_missing(torch_home):
     pytest.importorskip("lpips")
-    with pytest.raises(RuntimeError, match=r"needs vgg16-397923af\.pth, which is not here: alignlab models fetch lpips-vgg"):
+    with pytest.raises(
+        RuntimeError, match=r"needs vgg16-397923af\.pth, which is not here: alignlab models fetch lpips-vgg"
+    ):
         load_lpips("vgg")
     with pytest.raises(ValueError, match="net must be one of vgg, alex"):
         load_lpips("resnet")
