@@ -23,12 +23,24 @@ _HOME = {
     "load_encoder": "alignlab.models",
     "load_llm": "alignlab.models",
     "metrics": "alignlab.metrics",
+    "restoration": "alignlab.restoration",
 }
 
-__all__ = ["Alignment", "align", "compare", "extract", "load_dataset", "load_encoder", "load_llm", "metrics"]
+__all__ = [
+    "Alignment",
+    "align",
+    "compare",
+    "extract",
+    "load_dataset",
+    "load_encoder",
+    "load_llm",
+    "metrics",
+    "restoration",
+]
 
 if TYPE_CHECKING:
     from alignlab import metrics as metrics
+    from alignlab import restoration as restoration
     from alignlab.alignment import Alignment as Alignment
     from alignlab.alignment import align as align
     from alignlab.alignment import compare as compare

@@ -50,3 +50,16 @@ TABLE2_DEGRADED = {
     "rotate": {"PSNR": float("inf"), "SSIM": 1.0},
     "flip": {"PSNR": float("inf"), "SSIM": 1.0},
 }
+
+# Section 4.1: training LM4LV on LLaVA-595K, two epochs, on four A100s; clip and schedule from the authors' code.
+LM4LV_RECIPE: dict[str, Any] = {
+    "batch": 256,
+    "lr": 3e-4,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.0,
+    "warmup": 200,
+    "epochs": 2,
+    "clip": 1.0,
+    "schedule": "linear",
+    "task_tokens": 10,
+}

@@ -30,6 +30,7 @@ class Recipe:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
+    schedule: str = "cosine"  # down to a hundredth of the rate; or "linear", down to none
     seed: int = 0
     dtype: str = "bfloat16"  # of the autocast; the weights and their moments stay float32
 
@@ -63,10 +64,12 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor, clip: float) -> None
 
 
 def rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of the rate."""
+    """Linear warm-up, then a cosine down to a hundredth of the rate, or a line down to none."""
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
     share = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
+    if recipe.schedule == "linear":
+        return recipe.lr * (1 - share)
     return recipe.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
 
 

@@ -56,7 +56,7 @@ def reconstruct(
     from alignlab.models.registry import load_encoder
     from alignlab.provenance import environment
     from alignlab.restoration.pictures import save_grid
-    from alignlab.restoration.reconstruct import reconstruct as measure
+    from alignlab.restoration.reconstruction import reconstruct as measure
 
     if batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, got {batch_size}")

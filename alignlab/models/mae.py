@@ -95,7 +95,7 @@ class MAEEncoder:
         weight = self.model.vit.layernorm.weight
         pixels = prepare(images, self.image_size, self.mean, self.std, weight)
         # Patches are kept in the order of their noise: the visible ones first, each group in raster order.
-        noise = torch.arange(self.patches) + self.patches * hidden
+        noise = torch.arange(self.patches) + self.patches * hidden.cpu()
         # Half a patch less, so that no rounding of 1 - ratio loses one.
         self.model.config.mask_ratio = max(float(hidden.sum()) - 0.5, 0.0) / self.patches
         try:
@@ -175,7 +175,7 @@ def read_decoder(source: str) -> tuple[str, Any, dict[str, Tensor]]:
 
 def write_decoder(encoder: MAEEncoder, folder: Path) -> None:
     """The decoder alone, in float16, with the configuration of the whole: `decoder.safetensors`, `config.json`."""
-    state = {key: x.half().contiguous() for key, x in encoder.model.decoder.state_dict().items()}
+    state = {key: x.half().cpu().contiguous() for key, x in encoder.model.decoder.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / DECODER_FILE, metadata={"format": "pt", "encoder": encoder.checkpoint})
     (folder / DECODER_FILE).chmod(0o644)  # safetensors makes it readable to its owner alone

@@ -2,7 +2,18 @@
 
 from alignlab.data.degradations import degrade
 from alignlab.restoration.distribution import frechet_distance, precision_recall
+from alignlab.restoration.lm4lv import LM4LV
 from alignlab.restoration.quality import l1, psnr, ssim
-from alignlab.restoration.reconstruct import Reconstruction, reconstruct
+from alignlab.restoration.reconstruction import Reconstruction, reconstruct
 
-__all__ = ["Reconstruction", "degrade", "frechet_distance", "l1", "precision_recall", "psnr", "reconstruct", "ssim"]
+__all__ = [
+    "LM4LV",
+    "Reconstruction",
+    "degrade",
+    "frechet_distance",
+    "l1",
+    "precision_recall",
+    "psnr",
+    "reconstruct",
+    "ssim",
+]

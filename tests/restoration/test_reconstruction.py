@@ -12,7 +12,7 @@ from alignlab.models import load_encoder
 from alignlab.restoration import frechet_distance, psnr, reconstruct
 from alignlab.restoration.inception import load_inception
 from alignlab.restoration.perceptual import load_lpips
-from alignlab.restoration.reconstruct import pictures
+from alignlab.restoration.reconstruction import pictures
 
 
 class Identity:
