@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,10 +56,11 @@ def adamw(module: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
 
 
-def descend(optimiser: torch.optim.Optimizer, loss: Tensor, clip: float) -> None:
-    """One clipped step down a loss."""
+def descend(optimiser: torch.optim.Optimizer, losses: Tensor | Iterable[Tensor], clip: float) -> None:
+    """One clipped step down a loss, or down the sum of several, of which one at a time is in memory."""
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    for loss in (losses,) if isinstance(losses, Tensor) else losses:
+        loss.backward()
     for group in optimiser.param_groups:
         nn.utils.clip_grad_norm_(group["params"], clip)
     optimiser.step()
@@ -83,6 +86,22 @@ def _save(path: Path, state: dict[str, Any]) -> None:
     os.replace(unfinished, path)
 
 
+def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """A training state of the run that `identity` describes."""
+    another = "delete it, or choose another --out folder"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["identity"]
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or of another version; {another}") from error
+    for part, wanted in identity.items():
+        for name in wanted.keys() | found[part].keys():
+            ours, theirs = wanted.get(name), found[part].get(name)
+            if ours != theirs:
+                raise ValueError(f"{path} belongs to another run: its {name} is {theirs}, not {ours}; {another}")
+    return state
+
+
 def train(
     objective: Objective,
     batches: Callable[[int], Tensor],
@@ -90,20 +109,21 @@ def train(
     folder: Path,
     label: str,
     device: str = "cpu",
+    about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train to the end of the recipe, from where `folder/state.pt` stands if it is there.
 
-    `batches(step)` gives the batch of a step. Returns {"log": [{"step", loss names...}], "seconds", "steps"}.
-    Raises ValueError when the folder's state belongs to another recipe, RuntimeError when a loss is not finite (the
-    last good state stays).
+    `batches(step)` gives the batch of a step; `about` says what else makes the run what it is (models, data, loss), as
+    plain values. Returns {"log": [{"step", loss names...}], "seconds", "steps"}. Raises ValueError when the folder's
+    state is damaged or belongs to another run, naming what differs, RuntimeError when a loss is not finite (the last
+    good state stays).
     """
     folder.mkdir(parents=True, exist_ok=True)
     saved = folder / "state.pt"
+    identity = json.loads(json.dumps({"recipe": asdict(recipe), "about": about or {}}))  # tuples as a file gives them
     start, seconds, log = 0, 0.0, []
     if saved.exists():
-        state = torch.load(saved, map_location="cpu", weights_only=True)
-        if state["recipe"] != {**asdict(recipe), "betas": list(recipe.betas)}:
-            raise ValueError(f"{saved} belongs to another recipe ({state['recipe']}); choose another --out folder")
+        state = _read(saved, identity)
         objective.modules.load_state_dict(state["modules"])
         for name, optimiser in objective.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
@@ -136,7 +156,7 @@ def train(
                         "step": step + 1,
                         "seconds": seconds + now - began,
                         "log": log,
-                        "recipe": {**asdict(recipe), "betas": list(recipe.betas)},
+                        "identity": identity,
                         "modules": objective.modules.state_dict(),
                         "optimisers": {k: o.state_dict() for k, o in objective.optimisers.items()},
                     },

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that `alignlab --help` is in
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -79,7 +80,8 @@ def run(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         if isinstance(error, FileNotFoundError) and error.filename:
-            return _fail(f"there is no {error.filename}", 2)
+            plain = error.strerror in (None, os.strerror(errno.ENOENT))
+            return _fail(f"there is no {error.filename}" if plain else f"{error.filename}: {error.strerror}", 2)
         if isinstance(error, ValueError):
             return _fail(_first_line(error), 2)
         if isinstance(error, OSError) and error.filename:

@@ -21,7 +21,7 @@ def measure(
     encoder: list[str] = typer.Option(
         ["mae"],
         help="mae, beit, vqgan, efficientnet-lite0 (-lite1, -lite2), timm:NAME, a local folder or a hub id; "
-        "may be repeated; 'all' is mae, beit and vqgan.",
+        "may be repeated; 'all' is mae, beit and vqgan, 'prh' the 17 of the Platonic Representation Hypothesis.",
     ),
     llm: str = typer.Option(
         "smollm2",
@@ -73,10 +73,10 @@ def measure(
     from alignlab.cli.common import check_writable, console, laboratory, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.metrics.registry import REGISTRY, check_name
-    from alignlab.models.registry import find_encoder, find_llm
+    from alignlab.models.registry import expand, find_encoder, find_llm
     from alignlab.provenance import environment
 
-    names = list(dict.fromkeys(x for e in encoder for x in (("mae", "beit", "vqgan") if e == "all" else (e,))))
+    names = expand(encoder)
     metrics = [check_name(m) for m in dict.fromkeys(metric)]
     where = pick_device(device)
     dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)

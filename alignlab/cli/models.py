@@ -38,7 +38,9 @@ def listing(
     from rich.table import Table
 
     from alignlab.cli.common import console
+    from alignlab.models.registry import expand
 
+    prh = expand(["prh"])
     out = console()
     for kind, title in (("encoder", "Vision encoders"), ("llm", "Language models"), ("part", "What others need")):
         table = Table(title=title, title_justify="left")
@@ -46,7 +48,7 @@ def listing(
             table.add_column(heading, no_wrap=heading == "name")
         for heading in ("parameters", "layers", "tokens", "width"):
             table.add_column(heading, justify="right")
-        for heading in ("licence", "here", "note"):
+        for heading in ("licence", "weights from", "here"):
             table.add_column(heading)
         for known in CATALOGUE:
             if known.kind == kind:
@@ -54,11 +56,13 @@ def listing(
                     _count(known.parameters),
                     *(str(x or "-") for x in (known.layers, known.tokens, known.width)),
                 ]
-                table.add_row(
-                    known.name, known.family, *numbers, known.licence, "yes" if here[known.name] else "-", known.note
-                )
+                came = (known.licence, known.origin, "yes" if here[known.name] else "-")
+                table.add_row(known.name, known.family, *numbers, *came)
         out.print(table)
     out.print("alignlab models show NAME says more, alignlab models fetch NAME gets the weights.")
+    out.print(
+        f"--encoder prh stands for {len(prh)} models of timm: {', '.join(name.removeprefix('timm:') for name in prh)}"
+    )
     out.print(
         "Any other loads too: timm:NAME, open_clip:ARCH/TAG, a folder or file, a hub id (org/name); NAME@random, LLM[:K]."
     )

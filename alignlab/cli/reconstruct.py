@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -51,18 +52,23 @@ def reconstruct(
 
     Example: alignlab reconstruct --encoder mae --encoder vqgan --data my-photos/
     """
+    from alignlab import paper
     from alignlab.cli.common import check_writable, console, laboratory, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
-    from alignlab.models.registry import load_encoder
+    from alignlab.models.registry import expand, load_encoder
     from alignlab.provenance import environment
+    from alignlab.restoration.perceptual import BACKBONES
     from alignlab.restoration.pictures import save_grid
+    from alignlab.restoration.reconstruction import FIDELITY_K
     from alignlab.restoration.reconstruction import reconstruct as measure
 
     if batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, got {batch_size}")
+    if lpips not in (*BACKBONES, "none"):
+        raise ValueError(f"--lpips must be one of {', '.join(BACKBONES)}, none, got {lpips!r}")
     where = pick_device(device)
     dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)
-    names = list(dict.fromkeys(x for e in encoder for x in (("mae", "beit", "vqgan") if e == "all" else (e,))))
+    names = expand(encoder)
     encoders = [load_encoder(name, device=where, dtype=dtype, decoder=decoder) for name in names]
     for loaded in encoders:
         if not hasattr(loaded, "decode"):
@@ -73,19 +79,26 @@ def reconstruct(
     if json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
     distance, networks, left_out = _networks(lpips, features, where)
+    if len(dataset) <= FIDELITY_K:
+        reason = f"it compares sets of {FIDELITY_K + 1} images or more, got {len(dataset)}"
+        left_out += [{"metric": called, "reason": reason} for called in networks]
+        networks = {}
 
-    results = []
+    results: list[dict[str, Any]] = []
     for loaded in encoders:
         began = time.perf_counter()
         done = measure(loaded, dataset, lpips=distance, features=networks, batch_size=batch_size, seed=seed)
         seconds = round(time.perf_counter() - began, 2)
         truth, made = done.shown
-        picture = folder / f"reconstruction-{''.join(c if c.isalnum() or c in '.-' else '-' for c in done.encoder)}.jpg"
+        label = re.sub(r"[^\w.-]+", "-", done.encoder)
+        taken = [row["picture"] for row in results].count(f"reconstruction-{label}.jpg")
+        picture = folder / f"reconstruction-{label}{f'-{len(results)}' if taken else ''}.jpg"
         rows = {"original": truth, "reconstruction": made, "|difference| x 4": ((truth - made).abs() * 4).clamp(0, 1)}
         save_grid(rows, picture, f"{done.encoder}, {done.size} px")
         results.append(
             {
                 "encoder": done.encoder,
+                "picture": picture.name,
                 "checkpoint": done.checkpoint,
                 "decoder_checkpoint": done.decoder_checkpoint,
                 "size": done.size,
@@ -94,9 +107,11 @@ def reconstruct(
                 "seconds": seconds,
             }
         )
+    whose = laboratory(names, None, data)
     described = {
         "schema": SCHEMA,
-        "laboratory": laboratory(names, None, data),
+        "laboratory": whose,
+        **({"paper": paper.TABLE1} if whose == "paper" else {}),
         "data": {
             "name": dataset.name,
             "n": len(dataset),
@@ -131,6 +146,8 @@ def _networks(
     lpips: str, features: list[str], device: str
 ) -> tuple[Callable[[Tensor, Tensor], Tensor] | None, dict[str, Callable[[Tensor], Tensor]], list[dict[str, str]]]:
     """LPIPS, the networks by the name of their distance, and what cannot be had here with the reason."""
+    import torch
+
     from alignlab.models.registry import load_encoder
     from alignlab.restoration.inception import load_inception
     from alignlab.restoration.perceptual import load_lpips
@@ -140,6 +157,8 @@ def _networks(
     if lpips != "none":
         try:
             distance = load_lpips(lpips, device)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             left_out.append({"metric": "LPIPS", "reason": str(error)})
     networks: dict[str, Callable[[Tensor], Tensor]] = {}
@@ -151,6 +170,8 @@ def _networks(
             networks[called] = (
                 load_inception(device) if name == "inception" else _last_layer(load_encoder(name, device=device))
             )
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             left_out.append({"metric": called, "reason": str(error)})
     return distance, networks, left_out
@@ -199,6 +220,9 @@ def show(console: Any, result: dict[str, Any], folder: Path) -> None:
             cells += [f"{one['distance']:.3g}", f"{one['precision']:.3f}", f"{one['recall']:.3f}"]
         table.add_row(escape(row["encoder"]), *cells)
     console.print(table)
+    if "paper" in result:
+        rows = (f"{model}: " + ", ".join(f"{k} {v}" for k, v in row.items()) for model, row in result["paper"].items())
+        console.print(escape(f"the paper's Table 1 (ImageNet's validation images): {'; '.join(rows)}"), soft_wrap=True)
     for missing in result["left_out"]:
         console.print(escape(f"left out: {missing['metric']}: {missing['reason']}"), soft_wrap=True)
     infinite = sum(row["psnr"]["infinite"] for row in result["results"])

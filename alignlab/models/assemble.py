@@ -7,7 +7,7 @@ parameters is refused like any other that does not fit its file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.models import weights
 from alignlab.models.checkpoint_file import Checkpoint
 from alignlab.models.encoder import seeded
 from alignlab.models.unpickle import Inert, StoredTensor
 
 # The largest vision encoders published have 2 * 10^10 parameters; a fresh model has no file that bounds its size.
 MOST_RANDOM = 3 * 10**10
+SLACK = 10**6  # parameters that a model may have beyond its file's; missing ones are named later
+# transformers makes lists of these from a configuration, before there is a model.
+MOST_LAYERS, MOST_EXPERTS, MOST_LABELS = 300, 10**4, 10**6
+LAYERS = ("layers", "depths", "depth", "n_layer", "attention_types")
 
 
 def check_sizes(sizes: Mapping[str, Any], most: Mapping[str, int] | None = None) -> None:
@@ -121,10 +126,67 @@ def assemble(build: Callable[[], nn.Module], stored: Mapping[str, Stored], where
     return model.eval().requires_grad_(False)
 
 
+def check_fresh(build: Callable[[], nn.Module], where: str, most: float = MOST_RANDOM) -> None:
+    """ValueError for a configuration of more than `most` parameters, which no file bounds, before any memory is taken."""
+    parameters = sum(p.numel() for p in sketch(build, where).parameters())
+    if parameters > most:
+        raise ValueError(f"{where} asks for {parameters:.2g} parameters; at most {most:.0e} are made at random")
+
+
 def fresh(build: Callable[[], nn.Module], where: str) -> Any:
     """The model that `build` makes with new weights, the same every time; PyTorch's own random numbers are left alone."""
-    parameters = sum(p.numel() for p in sketch(build, where).parameters())
-    if parameters > MOST_RANDOM:
-        raise ValueError(f"{where} asks for {parameters:.2g} parameters; at most {MOST_RANDOM:.0e} are made at random")
+    check_fresh(build, where)
     with seeded():
         return build().eval().requires_grad_(False)
+
+
+# For models that transformers loads
+
+
+def check_counts(config: Mapping[str, Any], where: str) -> None:
+    """ValueError for a configuration, not made yet, that counts more layers, experts or labels than any model has."""
+    for key, value in config.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            check_counts(value, where)
+        limits = {"num_labels": MOST_LABELS, **dict.fromkeys(LAYERS, MOST_LAYERS), "experts": MOST_EXPERTS}
+        most = next((most for end, most in limits.items() if key.endswith(end)), None)
+        if most and any(not 0 <= count <= most for count in _whole_numbers(value)):
+            raise ValueError(f"{where}: {key} is {value}; at most {most} are read")
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """The integers in a value of JSON and in lists within it; its reader has bounded their depth."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _whole_numbers(item)
+    elif isinstance(value, int):
+        yield value
+
+
+def check_affordable(build: Callable[[], nn.Module], folder: Path, packed: int = 1) -> None:
+    """ValueError where a configuration asks for much more than the folder's weights, before any memory is taken.
+
+    Each number in the folder's files may stand for `packed` of the model's.
+    """
+    files = weights.weight_files(folder)
+    if files[0].suffix == ".safetensors":
+        held = sum(math.prod(stored.shape) for file in files for stored in from_safetensors(file).values())
+    else:
+        held = sum(file.stat().st_size for file in files)  # a byte a number at least
+    parameters = sum(p.numel() for p in sketch(build, str(folder)).parameters())
+    if parameters > 2 * packed * held + SLACK:
+        raise ValueError(
+            f"{folder}: its configuration asks for {parameters:.3g} parameters, its weights hold {held:.3g}"
+        )
+
+
+def check_loaded(info: Mapping[str, Any], where: str, is_read: Callable[[str], bool] = lambda key: True) -> None:
+    """ValueError that names the first weight that `from_pretrained` did not find, or found in another shape.
+
+    `info` is what it gives with `output_loading_info=True`; `is_read` says whether a weight matters.
+    """
+    if missing := sorted(key for key in info["missing_keys"] if is_read(key)):
+        raise ValueError(f"{where} lacks {len(missing)} of the model's weights, the first of them {missing[0]}")
+    if wrong := sorted(info["mismatched_keys"]):
+        key, found, asked = wrong[0]
+        raise ValueError(f"{where}: {key} has shape {tuple(found)}, its configuration asks for {tuple(asked)}")

@@ -6,6 +6,7 @@ Any other model of timm, open_clip or the hub loads too; these are the ones of t
 from __future__ import annotations
 
 import difflib
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,6 +49,15 @@ class Known:
     urls: dict[str, str] = field(default_factory=dict)
     torch_hub: bool = False
     note: str = ""
+
+    @property
+    def origin(self) -> str:
+        """`source` in a word or two."""
+        if self.shipped:
+            return "alignlab"
+        if self.wheel:
+            return "pip"
+        return ("hub, gated" if self.gated else "hub") if self.hub else self.source.split("/")[2]
 
     @property
     def source(self) -> str:
@@ -231,13 +241,15 @@ CATALOGUE = (
     ),
 )
 BY_NAME = {known.name: known for known in CATALOGUE}
+# A shipped checkpoint goes by its folder's name too.
+ALIASES = {known.shipped: known for known in CATALOGUE if known.shipped and known.shipped not in BY_NAME}
 
 
 def find(name: str) -> Known:
     """The model of a name; ValueError with the nearest ones for another."""
-    if name in BY_NAME:
-        return BY_NAME[name]
-    near = difflib.get_close_matches(name, BY_NAME, n=3, cutoff=0.4)
+    if name in BY_NAME or name in ALIASES:
+        return BY_NAME.get(name) or ALIASES[name]
+    near = difflib.get_close_matches(name, [*BY_NAME, *ALIASES], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "`alignlab models` lists them"
     raise ValueError(f"no model called {name!r}; {hint}")
 
@@ -248,7 +260,7 @@ def fetch(name: str, tick: Callable[[str], None] = lambda message: None) -> str:
     Raises ValueError for an unknown name and for a file that is not the expected one, RuntimeError where they cannot be
     fetched (with where to accept the licence of a gated one).
     """
-    known = BY_NAME.get(name)
+    known = BY_NAME.get(name) or ALIASES.get(name)
     if known is None and not weights.HUB_ID.fullmatch(name):
         find(name)  # raises, with near names
     if known is None or known.hub:
@@ -275,26 +287,37 @@ def _fetch_hub(name: str) -> str:
 
 
 def download(url: str, path: Path, hash_in_name: bool) -> None:
-    """Download one file whole or not at all; with `hash_in_name` its SHA-256 must begin as its name says (torch's rule)."""
-    import re
+    """Download one file whole or not at all; with `hash_in_name` its SHA-256 must begin as its name says (torch's rule).
+
+    Processes that ask at once wait for one download. Raises RuntimeError where it cannot be had or ends early,
+    ValueError for another file than the name stands for.
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not path.is_file():  # another process may have fetched it while this one waited
+            _download(url, path, hash_in_name)
+
+
+def _download(url: str, path: Path, hash_in_name: bool) -> None:
     from http.client import HTTPException
-    from urllib.error import HTTPError, URLError
+    from urllib.error import URLError
     from urllib.request import Request, urlopen
 
     unfinished = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            urlopen(Request(url, headers={"User-Agent": "alignlab"}), timeout=60) as answer,
-            open(unfinished, "wb") as out,
-        ):
+        with urlopen(Request(url, headers={"User-Agent": "alignlab"}), timeout=60) as answer, open(unfinished, "wb") as out:
             shutil.copyfileobj(answer, out, 1 << 20)
+            announced, got = answer.headers.get("Content-Length"), out.tell()
+        if announced is not None and int(announced) != got:  # a connection that breaks off looks like the end
+            raise ConnectionError(f"it ended after {got:,} of {int(announced):,} bytes")
         digest = weights.sha256_file(unfinished)
         expected = re.search(r"-([0-9a-f]{8})\.", path.name)
         if hash_in_name and (expected is None or not digest.startswith(expected[1])):
             raise ValueError(f"{url} gave a file with SHA-256 {digest}, which is not what {path.name} stands for")
         unfinished.replace(path)
-    except (HTTPError, URLError, HTTPException, TimeoutError, ConnectionError) as error:
+    except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
         raise RuntimeError(
             f"could not download {url}: {weights.one_line(error)}; connect to it, or put the file at {path}"
         ) from error

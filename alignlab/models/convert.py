@@ -18,24 +18,26 @@ from typing import Any
 
 from torch import Tensor
 
-from alignlab.models import beit_pth, dalle, taming
+from alignlab.models import beit_pth, dalle, taming, weights
 from alignlab.models.assemble import Stored, from_checkpoint
 from alignlab.models.checkpoint_file import open_checkpoint, unknown_to
+from alignlab.models.llm import load_llm
 from alignlab.models.vision import load_vision, read_json
 
 log = logging.getLogger(__name__)
 
-# A folder's own settings, which go with the weights.
-SETTINGS = ("config.json", "preprocessor_config.json", "generation_config.json")
+# A folder's own settings, a tokenizer's files among them, which go with the weights.
+SETTINGS = (*weights.SETTINGS, "generation_config.json", "*.jinja")
 
 
 def convert(path: Path, out: Path | None = None) -> Path:
     """Convert a checkpoint to a folder that `load_encoder` reads, and return the folder.
 
     `path` is a BEiT `.pth`, OpenAI's dVAE (the folder of `encoder.pkl` and `decoder.pkl`, or one of them), a VQGAN
-    (`.ckpt` with its YAML, or their folder) or a model's folder with `pytorch_model*.bin`. `out` is by default beside it,
-    with "-safetensors" after its name. The folder is there whole or not at all. Raises ValueError for what is none of
-    these (with its first tensors' names), for a pickle that would run code, and where `out` is not empty.
+    (`.ckpt` with its YAML, or their folder) or the folder of an encoder or a language model with `pytorch_model*.bin`.
+    `out` is by default beside it, with "-safetensors" after its name. The folder is there whole or not at all. Raises
+    ValueError for what is none of these (with its first tensors' names), for a pickle that would run code, and where
+    `out` is not empty.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -58,9 +60,14 @@ def convert(path: Path, out: Path | None = None) -> Path:
 
 
 def _check(folder: Path, path: Path) -> None:
-    """ValueError that names the original where `load_encoder` would not read the folder."""
+    """ValueError that names the original where `load_encoder`, or `load_llm` for a language model, would not read it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     try:
-        load_vision(str(folder), path.name)
+        if str(read_json(folder / "config.json").get("model_type")) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            load_llm(str(folder))
+        else:
+            load_vision(str(folder), path.name)
     except ValueError as error:
         raise ValueError(str(error).replace(str(folder), str(path))) from error
 
@@ -109,9 +116,8 @@ def _write_bins(path: Path, bins: list[Path], folder: Path) -> tuple[str, ...]:
         checkpoint = open_checkpoint(file, convert=True)
         stored |= from_checkpoint(checkpoint, checkpoint.value)
         foreign |= dict.fromkeys(checkpoint.foreign)
-    for name in SETTINGS:
-        if (path / name).is_file():
-            shutil.copyfile(path / name, folder / name)
+    for file in {file for pattern in SETTINGS for file in path.glob(pattern) if file.is_file()}:
+        shutil.copyfile(file, folder / file.name)
     _save(folder, None, _read(stored))
     return tuple(foreign)
 

@@ -16,6 +16,7 @@ from alignlab.models.unpickle import Inert
 
 FILES = ("encoder.pkl", "decoder.pkl")
 DEPTH = 12  # of modules in modules; the published ones have 5
+MOST = 10**4  # modules, and tensors, of a file; the published ones have some hundreds
 
 
 def read(folder: Path, *, convert: bool = False) -> tuple[DVAEConfig, dict[str, Stored], tuple[str, ...]]:
@@ -28,7 +29,7 @@ def read(folder: Path, *, convert: bool = False) -> tuple[DVAEConfig, dict[str, 
     for file in FILES:
         checkpoint = open_checkpoint(folder / file, convert=convert)
         tensors: dict[str, Any] = {}
-        _gather(checkpoint.value, "", tensors, DEPTH)
+        _gather(checkpoint.value, tensors, checkpoint.path)
         if not tensors:
             raise ValueError(f"{checkpoint.path} holds no pickled module; expected the {file} of openai/DALL-E")
         part = file.removesuffix(".pkl")
@@ -37,18 +38,27 @@ def read(folder: Path, *, convert: bool = False) -> tuple[DVAEConfig, dict[str, 
     return _config(stored, folder), stored, tuple(foreign)
 
 
-def _gather(module: Any, prefix: str, into: dict[str, Any], depth: int) -> None:
-    """The parameters of a described module and of those within it, by their names in a state dict."""
-    if not isinstance(module, Inert) or not isinstance(module.state, dict) or depth == 0:
-        return
-    for kind in ("_parameters", "_buffers"):
-        values = module.state.get(kind)
-        if isinstance(values, dict):
-            into.update({f"{prefix}{name}": value for name, value in values.items() if value is not None})
-    children = module.state.get("_modules")
-    if isinstance(children, dict):
-        for name, child in children.items():
-            _gather(child, f"{prefix}{name}.", into, depth - 1)
+def _gather(module: Any, into: dict[str, Any], path: Path) -> None:
+    """The parameters of a described module and of those within it, by their names in a state dict.
+
+    Raises ValueError where they are too many: a small pickle can name one module as all the children of another, and
+    that one likewise, so that there is no end of walking through them.
+    """
+    waiting, met = [(module, "", DEPTH)], 0
+    while waiting:
+        module, prefix, depth = waiting.pop()
+        if not isinstance(module, Inert) or not isinstance(module.state, dict) or depth == 0:
+            continue
+        for kind in ("_parameters", "_buffers"):
+            values = module.state.get(kind)
+            if isinstance(values, dict):
+                into.update({f"{prefix}{name}": value for name, value in values.items() if value is not None})
+        children = module.state.get("_modules")
+        if isinstance(children, dict):
+            met += len(children)
+            waiting.extend((child, f"{prefix}{name}.", depth - 1) for name, child in children.items())
+        if met > MOST or len(into) > MOST:
+            raise ValueError(f"{path} holds more than {MOST} modules or tensors; it is no dVAE of openai/DALL-E")
 
 
 def _config(stored: dict[str, Stored], folder: Path) -> DVAEConfig:

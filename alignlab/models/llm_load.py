@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from alignlab.models import weights
+from alignlab.models.assemble import check_affordable, check_counts, check_fresh, check_loaded
 from alignlab.models.encoder import seeded
 
 if TYPE_CHECKING:
@@ -18,10 +22,12 @@ if TYPE_CHECKING:
 QUANTISED = ("8bit", "4bit")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
-# Said outright because on a terminal transformers would ask whether to run a repository's code.
-_SAFE = {"trust_remote_code": False}
 # Types that transformers loads as causal LMs although each token sees those after it.
 _SEES_AHEAD = ("bert-generation", "xlnet")
+MOST_RANDOM = 10**11  # parameters; no file bounds those of a random model
+PACKED = 8  # numbers of 4 bits in one of 32, in a folder of quantised weights
+# What files of older versions hold beside the weights; the model computes these itself.
+_COMPUTED = ("inv_freq", "position_ids", ".attn.bias", "attention.bias", "masked_bias")
 
 
 @dataclass(frozen=True)
@@ -66,16 +72,17 @@ def load(source: str, how: How) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     Raises ValueError for a model that cannot be read or is no causal LM, and for more blocks than it has;
     RuntimeError where it cannot be fetched.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
     with weights.from_hub(source), weights.quiet_transformers():
-        config = AutoConfig.from_pretrained(source, **_SAFE)
+        check_counts(PreTrainedConfig.get_config_dict(source)[0], source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     _check_causal(config, source)
     whole = int(config.get_text_config().num_hidden_layers)
     check_blocks(source, how.blocks, whole)
     with weights.from_hub(source), weights.quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(source, **_SAFE)
-        model = _random(config, how) if how.random else _trained(source, _cut(config, how.blocks), how)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = _random(source, config, how) if how.random else _trained(source, _cut(config, how.blocks), how)
     if how.quantise is None and how.device_map is None:
         model = model.to(how.device)  # type: ignore[arg-type]  # torch takes a string
     return model.eval().requires_grad_(False), tokenizer
@@ -118,20 +125,43 @@ def _cut(config: PreTrainedConfig, blocks: int | None) -> PreTrainedConfig:
 def _trained(source: str, config: PreTrainedConfig, how: How) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"config": config, "dtype": how.dtype, "weights_only": True, **_SAFE}
+    is_packed = how.quantise is not None or hasattr(config, "quantization_config")
+    if Path(source).is_dir():
+        check_affordable(partial(_blank, config), Path(source), PACKED if is_packed else 1)
+    options: dict[str, Any] = {"config": config, "dtype": how.dtype, "weights_only": True}
+    # Weights of another shape are refused below, by name. Packed ones differ in shape in any case.
+    options["ignore_mismatched_sizes"] = not is_packed
     if how.device_map is not None:
         options["device_map"] = how.device_map
     if how.quantise is not None:
         options["quantization_config"] = _quantisation(how.quantise, how.dtype)
         options.setdefault("device_map", {"": how.device})
-    loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, output_loading_info=True, trust_remote_code=False, **options
+    )
     model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers has given them random values
-        raise ValueError(f"{len(missing)} of its weights are missing, the first of them {missing[0]}")
+    check_loaded(info, source)  # transformers has given random values to those that are missing
+    if extra := sorted(key for key in info["unexpected_keys"] if not _is_expected(key, how.blocks)):
+        what = f"{len(extra)} tensors that the model has no place for, the first of them {extra[0]}"
+        warnings.warn(f"{source} holds {what}; they are not read", stacklevel=2)
     if how.quantise is not None:
         _check_computes(model, how.quantise)
     return model
+
+
+def _is_expected(key: str, blocks: int | None) -> bool:
+    """Whether a tensor that the model has no place for is no surprise: of a block left out, or one that it computes."""
+    block = next((int(part) for part in key.split(".") if part.isdecimal()), -1)
+    return key.endswith(_COMPUTED) or (blocks is not None and block >= blocks)
+
+
+def _blank(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model in float32 with its own initialisation; `config` stays as it is."""
+    from copy import deepcopy
+
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32, trust_remote_code=False)
 
 
 def _check_computes(model: PreTrainedModel, quantise: str) -> None:
@@ -157,21 +187,17 @@ def _quantisation(quantise: str, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
-def _random(config: PreTrainedConfig, how: How) -> PreTrainedModel:
+def _random(source: str, config: PreTrainedConfig, how: How) -> PreTrainedModel:
     """The architecture with the model's own initialisation, seed 0; no weights are read.
 
     Drawn in float32 on the CPU whatever `dtype` and `device` are, and all blocks of them, so that neither these nor
     `[:K]` change a number. PyTorch's random state is as before.
     """
-    from copy import deepcopy
-
-    from transformers import AutoModelForCausalLM
-
-    options: dict[str, Any] = {"dtype": torch.float32, **_SAFE}
+    check_fresh(partial(_blank, config), source, MOST_RANDOM)
     with seeded():
-        model = AutoModelForCausalLM.from_config(deepcopy(config), **options)
+        model = _blank(config)
         if how.blocks is not None:
-            whole, model = model, AutoModelForCausalLM.from_config(_cut(config, how.blocks), **options)
+            whole, model = model, _blank(_cut(config, how.blocks))
             missing, _ = model.load_state_dict(whole.state_dict(), strict=False)
             if missing:
                 raise ValueError(

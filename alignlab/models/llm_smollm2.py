@@ -67,9 +67,11 @@ def _unpack_gguf(gguf: Path, target: Path) -> None:
     # Unpacking has a progress bar of its own that no setting turns off.
     with weights.quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, **options
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False, **options
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
+        )
         _split_digits(tokenizer)
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)

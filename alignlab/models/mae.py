@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignlab.models import weights
+from alignlab.models.assemble import check_affordable, check_counts, check_loaded, sketch
 from alignlab.models.encoder import check_tokens, pool_tokens, prepare
 from alignlab.paths import shipped
 
@@ -95,11 +97,12 @@ class MAEEncoder:
         weight = self.model.vit.layernorm.weight
         pixels = prepare(images, self.image_size, self.mean, self.std, weight)
         # Patches are kept in the order of their noise: the visible ones first, each group in raster order.
-        noise = torch.arange(self.patches) + self.patches * hidden.cpu()
+        # In float32: bfloat16 has no room for so many numbers, and equal ones come in any order.
+        noise = torch.arange(self.patches) + self.patches * hidden.cpu().float()
         # Half a patch less, so that no rounding of 1 - ratio loses one.
         self.model.config.mask_ratio = max(float(hidden.sum()) - 0.5, 0.0) / self.patches
         try:
-            seen = self.model.vit(pixels, noise=noise.to(weight).expand(len(pixels), -1))
+            seen = self.model.vit(pixels, noise=noise.to(weight.device).expand(len(pixels), -1))
         finally:
             self.model.config.mask_ratio = 0.0
         return self._paint(seen.last_hidden_state, seen.ids_restore, brightness_of)
@@ -133,16 +136,26 @@ class MAEEncoder:
                     f"{getattr(ours, what)}"
                 )
         config._attn_implementation = ours._attn_implementation  # not stored; without it transformers warns
-        decoder = ViTMAEDecoder(config, num_patches=self.patches)
-        try:
-            decoder.load_state_dict(state)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"the decoder {checkpoint} does not fit its configuration: {reason}") from error
+        # Without memory until it is clear that the tensors fit.
+        decoder: Any = sketch(partial(ViTMAEDecoder, config, num_patches=self.patches), f"the decoder {checkpoint}")
+        if reason := _misfit(decoder.state_dict(), state):
+            raise ValueError(f"the decoder {checkpoint} does not fit its configuration: {reason}")
         like = self.model.vit.layernorm.weight
-        self.model.decoder = decoder.eval().requires_grad_(False).to(like)
+        # Copied, so that whoever trains this decoder leaves `state` as it is.
+        decoder.load_state_dict({key: x.to(like, copy=True) for key, x in state.items()}, assign=True)
+        self.model.decoder = decoder.eval().requires_grad_(False)
         self.model.config.norm_pix_loss = config.norm_pix_loss
         self.decoder_checkpoint = checkpoint
+
+
+def _misfit(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> str | None:
+    """The first name or shape in which two state dicts differ, in words."""
+    if missing := sorted(wanted.keys() - state.keys()):
+        return f"it lacks {missing[0]}"
+    if extra := sorted(state.keys() - wanted.keys()):
+        return f"there is no place for {extra[0]}"
+    wrong = next((key for key, tensor in wanted.items() if state[key].shape != tensor.shape), None)
+    return wrong and f"{wrong} has shape {tuple(state[wrong].shape)}, not {tuple(wanted[wrong].shape)}"
 
 
 def read_decoder(source: str) -> tuple[str, Any, dict[str, Tensor]]:
@@ -161,14 +174,18 @@ def read_decoder(source: str) -> tuple[str, Any, dict[str, Tensor]]:
         )
     with weights.from_hub(source), weights.quiet_transformers():
         alone = folder / DECODER_FILE
-        if alone.is_file():
-            config = ViTMAEConfig.from_pretrained(folder)
-            return f"{folder.name}@sha256:{weights.sha256_file(alone)}", config, load_file(alone)
         where = str(folder) if folder.is_dir() else source
-        loaded: Any = ViTMAEForPreTraining.from_pretrained(where, output_loading_info=True, weights_only=True)
+        check_counts(ViTMAEConfig.get_config_dict(where)[0], source)
+        config = ViTMAEConfig.from_pretrained(where)
+        if alone.is_file():
+            return f"{folder.name}@sha256:{weights.sha256_file(alone)}", config, load_file(alone)
+        if folder.is_dir():
+            check_affordable(partial(ViTMAEForPreTraining, config), folder)
+        loaded: Any = ViTMAEForPreTraining.from_pretrained(
+            where, output_loading_info=True, weights_only=True, ignore_mismatched_sizes=True
+        )
         model, info = loaded
-        if missing := sorted(key for key in info["missing_keys"] if key.startswith("decoder.")):
-            raise ValueError(f"{source} lacks {len(missing)} of a decoder's weights, the first of them {missing[0]}")
+        check_loaded(info, source, lambda key: key.startswith("decoder."))
         checkpoint = weights.folder_checkpoint(folder) if folder.is_dir() else f"{source}@{model.config._commit_hash}"
         return checkpoint, model.config, model.decoder.state_dict()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,16 @@ def encoder_names() -> tuple[str, ...]:
     """Names that stand for one encoder each, without "timm:" and hub ids."""
     downloaded = (known.name for known in CATALOGUE if known.urls and known.kind == "encoder")
     return (*EMBEDDED, *SHIPPED, *EFFICIENTNETS, *downloaded)
+
+
+def expand(names: Sequence[str]) -> list[str]:
+    """Names of encoders with groups in their members' place, each once: "all" is the embedded laboratory's three, "prh" the
+    17 vision models of the Platonic Representation Hypothesis, from timm.
+    """
+    from alignlab.models.timm_encoder import PRH_VISION
+
+    groups = {"all": tuple(EMBEDDED), "prh": tuple(f"timm:{name.removeprefix('timm:')}" for name in PRH_VISION)}
+    return list(dict.fromkeys(member for name in names for member in groups.get(name, (name,))))
 
 
 def _check_named(name: str) -> None:
@@ -102,6 +112,12 @@ def find_encoder(name: str, *, device: str = "cpu", dtype: str = "float32") -> H
         from alignlab.models.timm_encoder import load_timm
 
         return _loaded(load_timm(f"timm:tf_{variant.base.replace('-', '_')}@random", device=device, dtype=dtype), dtype)
+    if variant.random:
+        from alignlab.models.taming import PUBLISHED
+        from alignlab.models.vision import random_vqgan
+
+        if variant.base in PUBLISHED:
+            return _loaded(random_vqgan(variant.base, device, dtype), dtype)
     known_file = BY_NAME.get(variant.base)
     if known_file is not None and known_file.urls and known_file.kind == "encoder":
         from alignlab.models.catalogue import fetch

@@ -16,6 +16,14 @@ from alignlab.models.vqgan import VQGANConfig
 LEFT = ("loss.", "model_ema.")
 PLAIN, GUMBEL = ("VQModel", "VQModelInterface"), ("GumbelVQ",)
 FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "attn_type": "vanilla"}
+# The published ones, whose architecture `@random` needs without their files.
+PUBLISHED = {
+    "vqgan-f16-16384": VQGANConfig(),
+    "vqgan-f16-1024": VQGANConfig(codes=1024),
+    "vqgan-gumbel-f8": VQGANConfig(
+        channel_multipliers=(1, 1, 2, 4), attention_resolutions=(32,), codes=8192, gumbel=True
+    ),
+}
 LONGEST = 1 << 16  # bytes of YAML; the published ones have 2,000
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from alignlab import paths
 from alignlab.models import beit_pth, dalle, taming, weights
-from alignlab.models.assemble import assemble, fresh, from_safetensors, sketch
+from alignlab.models.assemble import assemble, check_affordable, check_counts, check_loaded, fresh, from_safetensors
 from alignlab.models.beit import BEiTEncoder
 from alignlab.models.dvae import DVAE, DVAEConfig, DVAEEncoder
 from alignlab.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, sha256_state
@@ -37,8 +37,8 @@ HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 DALLE = "dall-e"  # the name of OpenAI's dVAE, and of its folder in the cache
 FILES = (".ckpt", ".pth", ".pkl")  # of encoders that are one file
-SLACK = 10**6  # parameters that a model may have beyond its file's; missing ones are named later
-MOST_LAYERS, MOST_LABELS = 300, 10**6  # transformers makes lists of both, before there is a model
+# What files of older versions hold beside the weights; the model computes these itself.
+COMPUTED = ("relative_position_index", "position_ids")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -112,21 +112,25 @@ def _dalle(folder: Path, random: bool) -> DVAE:
     return fresh(build, str(folder)) if random else assemble(build, stored, str(folder))
 
 
-def _pretrained(cls: Any, source: str | None, name: str, dtype: str, **given: Any) -> Any:
-    """transformers' `from_pretrained`, safely: no pickled code, no weight left at a random value."""
+def _pretrained(cls: Any, source: str | None, name: str, dtype: str, *, whole: bool = True, **given: Any) -> Any:
+    """transformers' `from_pretrained`, safely: no pickled code, no weight left at a random value.
+
+    With `whole` the file must hold nothing beside the model either; without it a classifier's head may be left out.
+    """
     model, info = cls.from_pretrained(
         source,
         dtype=weights.torch_dtype(dtype),
         output_loading_info=True,
         weights_only=True,
+        trust_remote_code=False,
         ignore_mismatched_sizes=True,  # they are refused below, by name
         **given,
     )
-    if missing := sorted(key for key in info["missing_keys"] if _is_read(model, key)):
-        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, the first of them {missing[0]}")
-    if wrong := sorted(info["mismatched_keys"]):
-        key, found, asked = wrong[0]
-        raise ValueError(f"{name}: {key} has shape {tuple(found)}, its configuration asks for {tuple(asked)}")
+    check_loaded(info, name, lambda key: _is_read(model, key))
+    if whole and (extra := sorted(key for key in info["unexpected_keys"] if not key.endswith(COMPUTED))):
+        raise ValueError(
+            f"{name} holds {len(extra)} tensors that the model has no place for, the first of them {extra[0]}"
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -136,40 +140,13 @@ def _is_read(model: Any, key: str) -> bool:
     return key.startswith(tower) and not key.removeprefix(tower).startswith(("pooler.", "head."))
 
 
-def _check_counts(config: dict[str, Any], where: str) -> None:
-    """ValueError for a configuration, not made yet, that counts more layers or labels than any model has."""
-    for key, value in config.items():
-        if isinstance(value, dict) and key.endswith("_config"):
-            _check_counts(value, where)
-        most = (
-            MOST_LABELS if key == "num_labels" else MOST_LAYERS if key.endswith(("layers", "depths", "depth")) else None
-        )
-        counts = value if isinstance(value, list) else [value]
-        if most and any(isinstance(count, int) and not 0 <= count <= most for count in counts):
-            raise ValueError(f"{where}: {key} is {value}; at most {most} are read")
-
-
-def _check_affordable(build: Callable[[], Any], folder: Path) -> None:
-    """ValueError where a configuration asks for much more than the folder's weights, before any memory is taken."""
-    files = weights.weight_files(folder)
-    if files[0].suffix == ".safetensors":
-        held = sum(math.prod(stored.shape) for file in files for stored in from_safetensors(file).values())
-    else:
-        held = sum(file.stat().st_size for file in files)  # a byte a number at least
-    parameters = sum(p.numel() for p in sketch(build, str(folder)).parameters())
-    if parameters > 2 * held + SLACK:
-        raise ValueError(
-            f"{folder}: its configuration asks for {parameters:.3g} parameters, its weights hold {held:.3g}"
-        )
-
-
 def _statistics(source: str, default: Statistics) -> Statistics:
-    """Mean and standard deviation of the checkpoint's image processor, the family's where it has none."""
+    """Mean and standard deviation of the checkpoint's image processor, the family's where it has none that alignlab may read."""
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError):
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError):  # none there, or one that would run the repository's own code
         return default
     return tuple(processor.image_mean), tuple(processor.image_std)
 
@@ -194,9 +171,23 @@ def load_vision(
         checkpoint = weights.folder_checkpoint(folder) if folder and not random else None
         with weights.from_hub(source):
             encoder = _of_transformers(str(folder or source), name, checkpoint, dtype, random)
-    model: Any = encoder
     if random:
-        model.checkpoint = f"{name}@sha256:{sha256_state(model.model.state_dict())}"
+        return _placed_random(encoder, device, dtype)
+    model: Any = encoder
+    model.model.to(device, weights.torch_dtype(dtype))
+    return encoder
+
+
+def random_vqgan(name: str, device: str = "cpu", dtype: str = "float32") -> Encoder:
+    """A published VQGAN (a name of `taming.PUBLISHED`) with fresh weights from a fixed seed; nothing is downloaded."""
+    model = fresh(partial(VQGAN, taming.PUBLISHED[name]), name)
+    return _placed_random(VQGANEncoder(f"{name}@random", "", model), device, dtype)
+
+
+def _placed_random(encoder: Encoder, device: str, dtype: str) -> Encoder:
+    """Named by its weights, which are made in float32, and put where it is to be."""
+    model: Any = encoder
+    model.checkpoint = f"{model.name}@sha256:{sha256_state(model.model.state_dict())}"
     model.model.to(device, weights.torch_dtype(dtype))
     return encoder
 
@@ -256,7 +247,7 @@ def _of_transformers(source: str, name: str, checkpoint: str | None, dtype: str,
     with weights.quiet_transformers():
         import transformers
 
-        _check_counts(transformers.PretrainedConfig.get_config_dict(source)[0], source)
+        check_counts(transformers.PretrainedConfig.get_config_dict(source)[0], source)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         known: dict[str, Any] = {
             "vit_mae": transformers.ViTMAEForPreTraining,
@@ -274,8 +265,8 @@ def _of_transformers(source: str, name: str, checkpoint: str | None, dtype: str,
                 set_position_codes(model)
         else:
             if checkpoint:
-                _check_affordable(build, Path(source))
-            model = _pretrained(cls, source, source, dtype)
+                check_affordable(build, Path(source))
+            model = _pretrained(cls, source, source, dtype, whole=config.model_type in known)
     if checkpoint is None:
         checkpoint = "" if random else f"{source}@{config._commit_hash}"
     if config.model_type == "vit_mae":

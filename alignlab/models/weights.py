@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What a socket says of a network that is not there, as a plain OSError.
+UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL)
+
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # org/name
 
 
@@ -263,7 +266,14 @@ def from_hub(name: str) -> Iterator[None]:
         hub_log.setLevel(level)
 
 
+def _of(module: str, name: str) -> tuple[type[BaseException], ...]:
+    """An exception of a module that somebody has imported, none where nobody has."""
+    found = getattr(sys.modules.get(module), name, None)
+    return () if found is None else (found,)
+
+
 def _hub_reason(error: BaseException, name: str) -> str | None:
+    from socket import gaierror
     from urllib.error import URLError
 
     from huggingface_hub import errors as hub
@@ -283,7 +293,10 @@ def _hub_reason(error: BaseException, name: str) -> str | None:
         return f"it is gated; accept the licence at {page}, then run `hf auth login`"
     if has(hub.RepositoryNotFoundError):
         return "there is no such public model; check the name, or run `hf auth login` if it is private"
-    if has(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, URLError, ConnectionError, TimeoutError):
+    offline = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, URLError, ConnectionError, TimeoutError, gaierror)
+    # Either of the hub's two HTTP libraries has errors of its own, if it is there at all.
+    offline += (*_of("httpx", "TransportError"), *_of("requests", "ConnectionError"), *_of("requests", "Timeout"))
+    if has(*offline) or any(isinstance(link, OSError) and link.errno in UNREACHABLE for link in chain):
         return (
             "no network, and it is neither in the hub's cache nor a folder here; connect once, or give a local folder"
         )

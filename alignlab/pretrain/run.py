@@ -129,6 +129,7 @@ def pretrain(run: Run) -> dict[str, Any]:
         run.out,
         f"pretrain {run.kind}",
         run.device,
+        about={"kind": run.kind, "data": list(run.data), "pool": asdict(run.pool), "tokenizer": run.tokenizer},
     )
     save(goal.modules["model"], run.out)
     return history

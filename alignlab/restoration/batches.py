@@ -43,6 +43,8 @@ def picture_batches(
         data = load_dataset(source)
         left_out = set() if all_items else set(held_out(data))
         items = [i for i in range(len(data)) if i not in left_out]
+        if not items:
+            raise ValueError(f"{source} has {len(data)} item(s); with every fifth held out none is left to learn from")
         readers.append(WholePictures(data, items, size, share, seed + at, workers))
 
     def step(number: int) -> Tensor:

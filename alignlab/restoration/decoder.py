@@ -6,8 +6,9 @@ pretraining paints those badly. Here nothing is hidden, the encoder stays as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,17 @@ RECIPE = Recipe(
 )
 
 
+def paper_recipe(items: int, batch: int = DECODER_RECIPE["batch"], epochs: float = DECODER_RECIPE["epochs"]) -> Recipe:
+    """The paper's recipe for a set of `items` pictures: 28 epochs, and a rate of 1e-4 for every 256 pictures of a batch."""
+    lr = DECODER_RECIPE["lr"] * batch / DECODER_RECIPE["batch"]
+    return replace(RECIPE, steps=max(math.ceil(epochs * items / batch), 1), batch=batch, lr=lr)
+
+
 @dataclass(frozen=True)
 class Run:
-    """One fine-tuning: on what, how, to where. `crops` and `workers` are those of `picture_batches`."""
+    """One fine-tuning: on what, how, to where. `crops` and `workers` are those of `picture_batches`; of a batch one part
+    in `accumulate` is in memory at a time.
+    """
 
     data: tuple[str, ...]
     out: Path
@@ -43,6 +52,7 @@ class Run:
     loss: str = "l1"
     crops: int | None = None
     all_items: bool = False
+    accumulate: int = 1
     device: str = "cpu"
     workers: int = 0
 
@@ -60,8 +70,9 @@ class DecoderTuning:
         encoder: MAEEncoder,
         recipe: Recipe,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+        accumulate: int = 1,
     ) -> None:
-        self.encoder, self.recipe, self.perceptual = encoder, recipe, perceptual
+        self.encoder, self.recipe, self.perceptual, self.accumulate = encoder, recipe, perceptual, accumulate
         encoder.model.config.norm_pix_loss = False
         decoder = encoder.model.decoder.requires_grad_(True)
         for fixed in (decoder.decoder_pos_embed, decoder.mask_token):
@@ -70,16 +81,29 @@ class DecoderTuning:
         self.optimisers: dict[str, torch.optim.Optimizer] = {"decoder": adamw(decoder, recipe)}
 
     def step(self, images: Tensor, done: float) -> dict[str, float]:
+        total = distance = 0.0
+
+        def losses() -> Iterator[Tensor]:
+            nonlocal total, distance
+            for part in images.chunk(self.accumulate):
+                share = len(part) / len(images)
+                l1, perceptual = self._compare(part)
+                distance += share * float(l1.detach())
+                total += share * float((l1 + perceptual).detach())
+                yield share * (l1 + perceptual)
+
+        descend(self.optimisers["decoder"], losses(), self.recipe.clip)
+        return {"loss": total, "l1": distance}
+
+    def _compare(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The absolute error of `[B, 3, H, W]` as the decoder paints it, and LPIPS (0 without)."""
         order = torch.arange(self.encoder.patches, device=images.device).expand(len(images), -1)
         with autocast(images.device.type, self.recipe.dtype):
             tokens = self.encoder.encode(images)  # [B, 1 + T, D]
             painted = self.encoder.to_images(self.modules["decoder"](tokens, order).logits)  # [B, 3, H, W]
         x, y = images * 2 - 1, painted * 2 - 1
-        loss = distance = (x - y).abs().mean()
-        if self.perceptual is not None:
-            loss = distance + self.perceptual(x, y).mean()
-        descend(self.optimisers["decoder"], loss, self.recipe.clip)
-        return {"loss": float(loss.detach()), "l1": float(distance.detach())}
+        distance = (x - y).abs().mean()
+        return distance, distance.new_zeros(()) if self.perceptual is None else self.perceptual(x, y).mean()
 
 
 def tune(encoder: Any, run: Run) -> dict[str, Any]:
@@ -106,9 +130,16 @@ def tune(encoder: Any, run: Run) -> dict[str, Any]:
         all_items=run.all_items,
         workers=run.workers,
     )
-    history = train(
-        DecoderTuning(encoder, run.recipe, perceptual), batches, run.recipe, run.out, "fine-tune decoder", run.device
-    )
+    about = {
+        "encoder": encoder.checkpoint,
+        "decoder": encoder.decoder_checkpoint,
+        "data": run.data,
+        "loss": run.loss,
+        "crops": run.crops,
+        "held out": not run.all_items,
+    }
+    goal = DecoderTuning(encoder, run.recipe, perceptual, run.accumulate)
+    history = train(goal, batches, run.recipe, run.out, "fine-tune decoder", run.device, about)
     encoder.model.decoder.requires_grad_(False)
     write_decoder(encoder, run.out)
     return history

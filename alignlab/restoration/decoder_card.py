@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.data import load_dataset
+from alignlab.data import ImageTextDataset, load_dataset
 from alignlab.models.mae import DECODER_FILE, MAEEncoder, read_decoder
 from alignlab.models.weights import sha256_file
 from alignlab.pretrain.card import loss_curve
 from alignlab.pretrain.evaluate import images_of
 from alignlab.pretrain.pool import held_out
 from alignlab.provenance import environment
-from alignlab.restoration.decoder import Run
+from alignlab.restoration.decoder import RECIPE, Run
 from alignlab.restoration.pictures import save_grid
 from alignlab.restoration.quality import mean, psnr, ssim
+
+log = logging.getLogger(__name__)
 
 MOST = 1024  # images of a set that are measured
 SHOWN = 8
@@ -40,7 +43,8 @@ def pixels_of(patches: Tensor, size: int) -> Tensor:
 
 def part_psnr(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
     """PSNR in dB `[B]` over the pixels where `where`, bool `[H, W]`, is true; 8 bits, no border."""
-    error = (a - b).double().mul(255).round()[:, :, where].square().flatten(1).mean(1)  # [B]
+    levels = [x.double().mul(255).round()[:, :, where] for x in (a, b)]  # [B, 3, pixels]
+    error = (levels[0] - levels[1]).square().flatten(1).mean(1)  # [B]
     return 10 * torch.log10(255**2 / error)
 
 
@@ -64,22 +68,41 @@ def measure(encoder: MAEEncoder, images: Tensor) -> tuple[dict[str, float], Tens
     return figures, painted, gaps
 
 
+@dataclass(frozen=True)
+class Test:
+    """A set to measure on and which of its items."""
+
+    data: ImageTextDataset
+    indices: list[int]
+
+
+def open_tests(run: Run, sources: tuple[str, ...]) -> list[Test]:
+    """The sets that a decoder is measured on: `sources` whole, at most the first 1,024 images, or, without any, the shipped
+    scenes and what was held out of each set of `run.data`.
+    """
+    tests = []
+    for source in sources or tuple(dict.fromkeys(("scenes", *run.data))):
+        data = load_dataset(source)
+        indices = list(range(len(data))) if sources or source == "scenes" else held_out(data)
+        tests.append(Test(data, indices[:MOST]))
+    return tests
+
+
 def write_card(
-    encoder: MAEEncoder, before: MAEEncoder, run: Run, tests: tuple[str, ...], history: dict[str, Any]
-) -> Any:
+    encoder: MAEEncoder, before: MAEEncoder, run: Run, tests: list[Test], history: dict[str, Any]
+) -> dict[str, Any]:
     """Measure `encoder` with the decoder in `run.out` as a user will read it, and `before` with its own.
 
     Writes `README.md`, `card.json`, `loss.png`, `before-after.jpg` (the paper's Fig. 10) and `diagonal.jpg` (Fig. 9);
-    returns {set: {"before": figures, "after": figures}}. `tests` are measured on whole, at most the first 1,024 images;
-    without any, the shipped scenes and what was held out of each set of `run.data`.
+    returns the card, in which "held_out" is {set: {"before": figures, "after": figures}}.
     """
     encoder.use_decoder(*read_decoder(str(run.out)))
     measured: dict[str, dict[str, dict[str, float]]] = {}
     rows: dict[str, dict[str, Tensor]] = {"before-after": {}, "diagonal": {}}
     hidden = pixels_of(diagonal(encoder), encoder.image_size)
-    for source in tests or tuple(dict.fromkeys(("scenes", *run.data))):
-        data = load_dataset(source)
-        indices = (list(range(len(data))) if tests or source == "scenes" else held_out(data))[:MOST]
+    for test in tests:
+        data, indices = test.data, test.indices
+        log.info("measuring the decoder before and after on %d images of %s", len(indices), data.name)
         images = images_of(data, indices, encoder.image_size)
         old, old_painted, old_filled = measure(before, images)
         new, painted, filled = measure(encoder, images)
@@ -108,9 +131,10 @@ def write_card(
         "parameters": sum(p.numel() for p in encoder.model.decoder.parameters()),
         "sha256": sha256_file(run.out / DECODER_FILE),
         # Folders are named, not located: where they lay is nobody's business.
-        "data": [source if source == "scenes" else Path(source).resolve().name for source in run.data],
+        "data": [_shown(source) for source in run.data],
         "loss": run.loss,
         "crops": run.crops,
+        "accumulate": run.accumulate,
         "recipe": asdict(run.recipe),
         "images_seen": run.recipe.steps * run.recipe.batch,
         "seconds": round(history["seconds"]),
@@ -120,20 +144,46 @@ def write_card(
     card["environment"].pop("command")
     (run.out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     (run.out / "README.md").write_text(_text(run, encoder, card))
-    return measured
+    return card
+
+
+def _shown(source: str) -> str:
+    """A source without the folders that it lies in."""
+    kind, colon, rest = source.rpartition(":")
+    path = Path(rest)
+    if path.is_file():
+        return f"{kind}{colon}{path.resolve().parent.name}/{path.name}"
+    return f"{kind}{colon}{path.resolve().name}" if path.is_dir() else source
+
+
+def _command(run: Run, encoder: MAEEncoder, card: dict[str, Any]) -> str:
+    """The command that makes the decoder anew: whatever differs from what it would do by itself."""
+    given = {"encoder": encoder.name, "loss": run.loss, "crops": run.crops}
+    usual = asdict(RECIPE)
+    for option, name in (
+        ("steps", "steps"),
+        ("batch-size", "batch"),
+        ("lr", "lr"),
+        ("seed", "seed"),
+        ("dtype", "dtype"),
+    ):
+        if card["recipe"][name] != usual[name]:
+            given[option] = card["recipe"][name]
+    if run.accumulate > 1:
+        given["accumulate"] = run.accumulate
+    data = [f"--data {name}" for name in card["data"]]
+    return " ".join(["alignlab restore decoder", *data, *(f"--{k} {v}" for k, v in given.items() if v is not None)])
 
 
 def _text(run: Run, encoder: MAEEncoder, card: dict[str, Any]) -> str:
     env, recipe = card["environment"], card["recipe"]
-    sources = " ".join(f"--data {name}" for name in card["data"])
-    crops = f" --crops {run.crops}" if run.crops else ""
     lines = [
         f"# {run.out.resolve().name}: a reconstructing decoder for {encoder.name}",
         "",
         f"The decoder of `{encoder.checkpoint}`, fine-tuned to reproduce pictures of which nothing is hidden, with the encoder "
         "frozen (LM4LV, section 3.2 and App. A.2). The file holds the decoder alone, in float16.",
         "",
-        f"Made by `alignlab restore decoder --encoder {encoder.name} {sources}{crops} --loss {run.loss}`"
+        f"Made by `{_command(run, encoder, card)}`"
         + ("; every fifth picture of a folder was held out." if not run.all_items else "."),
         "",
         "| | |",

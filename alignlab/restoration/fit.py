@@ -66,7 +66,10 @@ class Restoring:
 
 def fit(model: LM4LV, run: Run, batches: Callable[[int], Tensor]) -> dict[str, Any]:
     """Train `model` on `batches(step)` (resuming what `run.out` holds) and write its parameters there; what `train` returns."""
-    history = train(Restoring(model, run.tasks, run.recipe), batches, run.recipe, run.out, "train LM4LV", run.device)
+    about = {"encoder": model.encoder.checkpoint, "llm": model.llm.checkpoint, "tasks": run.tasks, "data": run.data}
+    history = train(
+        Restoring(model, run.tasks, run.recipe), batches, run.recipe, run.out, "train LM4LV", run.device, about
+    )
     save_adapters(model, run.out)
     return history
 

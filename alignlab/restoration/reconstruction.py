@@ -49,11 +49,15 @@ class Reconstruction:
     shown: tuple[Tensor, Tensor] = field(repr=False)  # originals and reconstructions of the first images
 
 
-def pictures(data: ImageTextDataset, size: int, batch_size: int) -> Iterator[Tensor]:
-    """A set's images in batches, float32 `[B, 3, size, size]` in 0..1, resized to a square without a crop."""
+def pictures(data: ImageTextDataset, batch_size: int) -> Iterator[list[Tensor]]:
+    """A set's images as they are, in batches of float32 `[1, 3, H, W]` in 0..1."""
     for at in range(0, len(data), batch_size):
-        items = range(at, min(at + batch_size, len(data)))
-        yield torch.cat([resize(to_tensor(data[i].image)[None], size) for i in items])
+        yield [to_tensor(data[i].image)[None] for i in range(at, min(at + batch_size, len(data)))]
+
+
+def squares(images: list[Tensor], size: int) -> Tensor:
+    """Images `[1, 3, H, W]` -> `[B, 3, size, size]`, resized without a crop."""
+    return torch.cat([resize(image, size) for image in images])
 
 
 def reconstruct(
@@ -70,28 +74,31 @@ def reconstruct(
 
     `lpips(x, y)` is what `load_lpips` gives; `features` names networks for the comparison of the two sets, each a function
     of images `[B, 3, H, W]` in 0..1 -> `[B, D]`. A decoder of normalised patches (MAE's `norm_pix_loss`) is lent the
-    original patches' brightness, which flatters it. Raises ValueError for an encoder without a decoder.
+    original patches' brightness, which flatters it. Sets of fewer than 4
+    images are not compared. Raises ValueError for an encoder without a decoder.
     """
     if not hasattr(encoder, "decode"):
         raise ValueError(f"{encoder.name} has no decoder; reconstruction needs a MAE, a BEiT with its dVAE or a VQGAN")
     needs_brightness = bool(getattr(getattr(encoder.model, "config", None), "norm_pix_loss", False))
+    enough = len(data) > FIDELITY_K  # fewer images are no set
     figures: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "l1": [], "lpips": []}
     seen: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in features or {}}
     first: tuple[list[Tensor], list[Tensor]] = ([], [])
     size, done = 0, 0
     with progress(f"reconstruct with {encoder.name}", len(data)) as tick:
-        for images in pictures(data, encoder.image_size, batch_size):
+        for originals in pictures(data, batch_size):
+            images = squares(originals, encoder.image_size)
             tokens = encoder.encode(images)
             made = (encoder.decode(tokens, brightness_of=images) if needs_brightness else encoder.decode(tokens)).cpu()
             size = made.shape[-1]
-            truth = resize(images, size)
+            truth = images if size == encoder.image_size else squares(originals, size)
             figures["psnr"].append(quality.psnr(truth, made))
             figures["ssim"].append(quality.ssim(truth, made))
             figures["l1"].append(quality.l1(truth, made))
             if lpips is not None:
                 with torch.no_grad():
                     figures["lpips"].append(lpips(truth * 2 - 1, made * 2 - 1).cpu())
-            for name, network in (features or {}).items():
+            for name, network in features.items() if features and enough else ():
                 seen[name][0].append(network(truth).cpu())
                 seen[name][1].append(network(made).cpu())
             if done < shown:
@@ -110,7 +117,7 @@ def reconstruct(
         ssim=means["ssim"],
         l1=means["l1"],
         lpips=means.get("lpips"),
-        sets=tuple(_compare(name, torch.cat(a), torch.cat(b)) for name, (a, b) in seen.items()),
+        sets=tuple(_compare(name, torch.cat(a), torch.cat(b)) for name, (a, b) in seen.items()) if enough else (),
         shown=(torch.cat(first[0]), torch.cat(first[1])),
     )
 

@@ -65,6 +65,7 @@ def test_bad_arguments_exit_2(capsys, no_torch_weights):
         (["--encoder", "nonsense"], "unknown encoder"),
         (["--encoder", "vqgan", "--decoder", "mae-tiny-r"], "behind a MAE only"),
         (["--batch-size", "0"], "--batch-size must be 1 or more"),
+        (["--lpips", "resnet"], "--lpips must be one of vgg, alex, none"),
         (["--data", "nowhere"], "no data set 'nowhere'"),
     ):
         assert run(["reconstruct", "--n", "2", *arguments]) == 2
@@ -74,7 +75,12 @@ def test_bad_arguments_exit_2(capsys, no_torch_weights):
 def test_the_decoder_from_the_command_line(tmp_path, capsys, small_mae, pictures):
     command = ["restore", "decoder", "--encoder", str(small_mae), "--data", str(pictures), "--test", str(pictures)]
     out = str(tmp_path / "decoder")
-    assert run([*command, "--steps", "4", "--batch-size", "4", "--dtype", "float32", "--out", out]) == 0
+    short = ["--recipe", "paper", "--epochs", "1.6", "--batch-size", "4", "--dtype", "float32"]
+    assert run([*command, *short, "--out", out, "--json", str(tmp_path / "too.json")]) == 0
+    result = json.loads((tmp_path / "too.json").read_text())
+    assert result["recipe"]["steps"] == 4  # 1.6 times 10 pictures, 4 at a time
+    assert result["recipe"]["lr"] == pytest.approx(1e-4 * 4 / 256)
+    assert result == json.loads((tmp_path / "decoder" / "result.json").read_text())
     assert "PSNR (dB)" in capsys.readouterr().out
     assert run(["reconstruct", "--encoder", str(small_mae), "--decoder", out, "--data", str(pictures), "--lpips", "none",
                 "--features", "none", "--out", str(tmp_path / "r")]) == 0  # fmt: skip
@@ -87,10 +93,15 @@ def test_the_decoder_from_the_command_line(tmp_path, capsys, small_mae, pictures
     ("arguments", "said"),
     [
         (["--encoder", "vqgan"], "only a MAE has a decoder"),
-        (["--loss", "l2"], "loss must be one of"),
+        (["--loss", "l2"], "--loss must be one of"),
+        (["--lr", "nan"], "--lr must be more than 0"),
+        (["--recipe", "mine"], "--recipe must be embedded or paper"),
+        (["--recipe", "paper"], "scenes is rendered without an end"),
+        (["--steps", "2", "--epochs", "1"], "give --steps or --epochs, not both"),
+        (["--test", "nowhere", "--steps", "1"], "no data set 'nowhere'"),
         (["--steps", "0"], "--steps must be more than 0"),
         (["--dtype", "float16"], "--dtype must be bfloat16 or float32"),
-        (["--workers", "-1"], "--workers must be 0 or more"),
+        (["--workers", "-1"], "--workers and --seed must be 0 or more"),
     ],
 )
 def test_bad_arguments_of_the_decoder_exit_2(tmp_path, capsys, arguments, said):
@@ -119,3 +130,30 @@ def test_laboratories_are_never_mixed_up():
         ([f"{MODELS['mae']}@random"], MODELS["llm"], "wit1024"),
     ):
         assert laboratory(*mixed) == "own"
+
+
+def test_three_images_are_measured_one_by_one_only(tmp_path, capsys):
+    command = ["reconstruct", "--encoder", "vqgan", "--n", "3", "--lpips", "none", "--features", "mae-tiny"]
+    assert run([*command, "--out", str(tmp_path)]) == 0
+    assert "left out: FD(mae-tiny): it compares sets of 4 images or more, got 3" in capsys.readouterr().out
+
+
+def test_encoders_of_one_name_do_not_overwrite_each_other(tmp_path, small_mae):
+    import shutil
+
+    shutil.copytree(small_mae, tmp_path / "other" / small_mae.name)
+    encoders = ["--encoder", str(small_mae), "--encoder", str(tmp_path / "other" / small_mae.name)]
+    command = ["reconstruct", *encoders, "--n", "4", "--lpips", "none", "--features", "none"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 0
+    pictures = [row["picture"] for row in json.loads((tmp_path / "out" / "result.json").read_text())["results"]]
+    assert len(set(pictures)) == 2
+    assert all((tmp_path / "out" / picture).is_file() for picture in pictures)
+
+
+def test_groups_of_encoders():
+    from alignlab.models.registry import expand
+
+    assert expand(["mae", "all"]) == ["mae", "beit", "vqgan"]
+    prh = expand(["prh"])
+    assert len(prh) == 17
+    assert "timm:vit_giant_patch14_dinov2.lvd142m" in prh

@@ -116,7 +116,31 @@ def test_a_download_is_whole_and_checked(server, tmp_path):
         download(f"{url}/net.pth", wrong, hash_in_name=True)
     with pytest.raises(RuntimeError, match=rf"could not download {url}/absent: HTTP Error 404.*put the file at"):
         download(f"{url}/absent", tmp_path / "in" / "absent", hash_in_name=False)
-    assert [p.name for p in (tmp_path / "in").iterdir()] == [right.name]
+    assert [p.name for p in (tmp_path / "in").iterdir() if p.suffix != ".lock"] == [right.name]
+
+
+def test_a_download_that_breaks_off_is_not_kept(tmp_path):
+    class Stingy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            self.wfile.write(b"x" * 1000)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stingy) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        with pytest.raises(RuntimeError, match="it ended after 1,000 of 1,000,000 bytes"):
+            download(f"http://127.0.0.1:{running.server_address[1]}/x", tmp_path / "x.ckpt", hash_in_name=False)
+        running.shutdown()
+    assert not [p for p in tmp_path.iterdir() if p.suffix != ".lock"]
+
+
+def test_a_shipped_checkpoint_goes_by_its_folders_name_too():
+    assert find("mae-tiny") is find("mae")
+    assert fetch("vqgan-tiny").endswith("vqgan-tiny")
 
 
 def test_a_server_that_is_gone_is_one_line(tmp_path):

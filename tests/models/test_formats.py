@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ import layouts
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BeitConfig, BeitForMaskedImageModeling, ViTConfig, ViTModel
 
-from alignlab.models import find_encoder, load_encoder
+from alignlab.models import find_encoder, load_encoder, load_llm, taming
 from alignlab.models.convert import convert
 from alignlab.models.vision import load_dvae
 from alignlab.paths import home
@@ -311,6 +313,42 @@ def test_convert_of_a_transformers_folder_with_bin(tmp_path: Path, kind: str) ->
     out = convert(source)
     assert out.name == "old-safetensors"
     assert torch.equal(load_encoder(str(out)).encode(IMAGES), expected)
+
+
+def test_convert_of_a_language_models_folder_with_bin(tmp_path: Path, small_llm: Path) -> None:
+    source = tmp_path / "old"
+    shutil.copytree(small_llm, source)
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    expected = load_llm(str(source)).layers(["a red cube"])
+    out = convert(source)
+    assert torch.equal(load_llm(str(out)).layers(["a red cube"]), expected)
+    assert {p.name for p in out.iterdir()} == {p.name for p in small_llm.iterdir()}
+    rewritten = json.loads((source / "config.json").read_text()) | {"vocab_size": 50}
+    (source / "config.json").write_text(json.dumps(rewritten))
+    with pytest.raises(ValueError, match=r"embed_tokens\.weight has shape"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", list(taming.PUBLISHED))
+def test_published_vqgans_need_no_download_at_random(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path))
+    made = []
+    config = taming.PUBLISHED[name]
+    # The same levels and kind of code book on a quarter of the channels: the whole takes seconds.
+    small = dataclasses.replace(config, channels=32, latent_channels=64, embedding=64)
+    monkeypatch.setitem(taming.PUBLISHED, name, small)
+    for _ in range(2):
+        made.append(find_encoder(f"{name}@random", dtype="bfloat16"))
+    assert made[0].checkpoint == made[1].checkpoint != ""
+    assert made[0].checkpoint.startswith(f"{name}@random@sha256:")
+    encoder = made[0].load()
+    assert encoder.encode(torch.rand(1, 3, 256, 256)).shape == (1, config.grid**2, 64)
+    assert encoder.model.quant_conv.weight.dtype == torch.bfloat16
+    assert not list(tmp_path.iterdir())
 
 
 def test_convert_refuses_what_it_does_not_know(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +23,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BeitConfig, BeitForMaskedImageModeling
 
-from alignlab.models import load_encoder
+from alignlab.models import load_encoder, load_llm
 from alignlab.models.checkpoint_file import open_checkpoint
 from alignlab.models.convert import convert
 from alignlab.models.dvae import DVAE, DVAEConfig
+from alignlab.models.mae import write_decoder
 from alignlab.models.unpickle import StoredTensor
 from alignlab.models.vqgan import VQGAN, VQGANConfig
 from alignlab.pretrain.run import save
@@ -408,3 +412,185 @@ def test_no_unsafe_reader_is_in_the_package() -> None:
     unsafe = ("weights_only=False", "pickle.load", "pickle_module", "yaml.unsafe", "trust_remote_code=True")
     found = [(file.name, word) for file in source.rglob("*.py") for word in unsafe if word in file.read_text()]
     assert not found
+
+
+# Classes of transformers that read no repository's code, and so ask for no consent.
+CONCRETE = ("ViTMAEForPreTraining", "ViTMAEConfig", "PreTrainedConfig", "PretrainedConfig")
+
+
+def test_every_reader_of_transformers_refuses_remote_code() -> None:
+    """Where nothing is said, a terminal is asked."""
+    readers = ("from_pretrained", "from_config")
+    calls = []
+    for file in (Path(__file__).parents[2] / "alignlab").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in readers:
+                calls.append((file.name, node.lineno, ast.unparse(node.func.value), node.keywords))
+    assert len(calls) >= 8
+    for file_name, line, of, given in calls:
+        refuses = any(k.arg == "trust_remote_code" and ast.unparse(k.value) == "False" for k in given)
+        assert refuses or of.rpartition(".")[2] in CONCRETE, f"{file_name}:{line}"
+
+
+YES = """
+import sys
+from alignlab.models import load_encoder, load_llm
+encoder = load_encoder(sys.argv[1])
+print(encoder.mean)
+for load, folder in ((load_encoder, sys.argv[2]), (load_llm, sys.argv[2]), (load_llm, sys.argv[3])):
+    try:
+        load(folder)
+    except ValueError as error:
+        print(len(str(error).splitlines()))
+    else:
+        print("loaded")
+"""
+
+
+def test_a_repositorys_code_is_not_run_whatever_the_terminal_says(
+    tmp_path: Path, small_mae: Path, small_llm: Path
+) -> None:
+    mark = tmp_path / "was-here"
+    for name, source in (("mae", small_mae), ("other", small_mae), ("llm", small_llm)):
+        shutil.copytree(source, tmp_path / name)
+        code = f"open({str(mark)!r}, 'w')\nclass Own: pass\n"
+        (tmp_path / name / "own.py").write_text(code)
+    processor = {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Own"}}
+    (tmp_path / "mae" / "preprocessor_config.json").write_text(json.dumps(processor))
+    classes = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoImageProcessor")
+    auto = {"auto_map": dict.fromkeys(classes, "own.Own")}
+    rewrite(tmp_path / "other" / "config.json", auto | {"model_type": "own"})
+    rewrite(tmp_path / "llm" / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["own.Own", None]}})
+    rewrite(tmp_path / "llm" / "config.json", auto)
+    env = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    folders = [str(tmp_path / name) for name in ("mae", "other", "llm")]
+    command = [sys.executable, "-c", YES, *folders]
+    done = subprocess.run(command, input="y\n" * 9, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0] == "(0.485, 0.456, 0.406)"  # the family's, without a question before it
+    assert said[1:3] == ["1", "1"]
+    assert len(said) == 4
+    assert not mark.exists()
+
+
+# Language models
+
+
+@pytest.mark.parametrize("variant", ["", "@random", "[:1]"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 10**9},
+        {"hidden_size": 10**6, "head_dim": 10**6},
+        {"intermediate_size": 10**12},
+        {"vocab_size": 10**12},
+        {"num_hidden_layers": -1},
+        {"hidden_size": "24"},
+    ],
+)
+def test_a_language_models_configuration_that_asks_too_much(
+    tmp_path: Path, small_llm: Path, variant: str, change: dict[str, Any]
+) -> None:
+    folder = tmp_path / "llm"
+    shutil.copytree(small_llm, folder)
+    rewrite(folder / "config.json", change)
+    with pytest.raises(ValueError, match="llm") as caught:
+        load_llm(f"{folder}{variant}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"model_type": "gpt2", "n_layer": 10**9}, "n_layer"),
+        ({"model_type": "gpt_neo", "attention_types": [[["global"], 10**9]]}, "attention_types"),
+        ({"model_type": "mixtral", "num_local_experts": 10**9}, "num_local_experts"),
+        ({"model_type": "gemma3", "text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers"),
+    ],
+)
+def test_counts_of_every_family_are_bounded(tmp_path: Path, small_llm: Path, config: dict[str, Any], key: str) -> None:
+    shutil.copytree(small_llm, tmp_path / "llm")
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{key} is .* at most"):
+        load_llm(f"{tmp_path / 'llm'}@random")
+
+
+def test_misshapen_tensors_of_language_models_are_named(tmp_path: Path, small_llm: Path) -> None:
+    shutil.copytree(small_llm, tmp_path / "llm")
+    rewrite(tmp_path / "llm" / "config.json", {"intermediate_size": 40})
+    why = r"layers\.0\.mlp\.down_proj\.weight has shape \(24, 32\), its configuration asks for \(24, 40\)"
+    with pytest.raises(ValueError, match=why):
+        load_llm(str(tmp_path / "llm"))
+
+
+def add_tensor(folder: Path, name: str) -> None:
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | {name: torch.zeros(3)}, file, metadata={"format": "pt"})
+
+
+def test_extra_tensors_of_transformers_are_named(tmp_path: Path, small_mae: Path, small_llm: Path) -> None:
+    shutil.copytree(small_mae, tmp_path / "m")
+    for folder in (beit_folder(tmp_path / "b"), tmp_path / "m"):
+        add_tensor(folder, "beit.encoder.relative_position_bias.relative_position_index")  # as old versions wrote it
+        load_encoder(str(folder))
+        add_tensor(folder, "foo.weight")
+        refused(folder, r"holds 1 tensors that the model has no place for, the first of them foo\.weight")
+    shutil.copytree(small_llm, tmp_path / "llm")
+    add_tensor(tmp_path / "llm", "model.layers.0.self_attn.rotary_emb.inv_freq")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_llm(str(tmp_path / "llm"))
+        load_llm(f"{tmp_path / 'llm'}[:1]")  # the other block's are no surprise
+    add_tensor(tmp_path / "llm", "foo.weight")
+    with pytest.warns(
+        UserWarning, match=r"holds 1 tensors .* the first of them foo\.weight; they are not read"
+    ) as told:
+        load_llm(str(tmp_path / "llm"))
+    assert len(told) == 1
+
+
+# MAE's decoder
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    "change", [{"decoder_hidden_size": 2**17}, {"decoder_num_hidden_layers": 10**9}, {"decoder_hidden_size": 32}]
+)
+def test_a_decoders_configuration_that_asks_too_much(
+    tmp_path: Path, small_mae: Path, whole: bool, change: dict[str, int]
+) -> None:
+    folder = tmp_path / "decoder"
+    if whole:
+        shutil.copytree(small_mae, folder)
+    else:
+        write_decoder(load_encoder(str(small_mae)), folder)
+    rewrite(folder / "config.json", change)
+    with pytest.raises(ValueError, match="decoder"):
+        load_encoder(str(small_mae), decoder=str(folder))
+
+
+# OpenAI's modules
+
+
+class Nested:
+    """Pickled as a module: its state holds the modules within it."""
+
+
+def test_modules_that_are_their_siblings_are_not_walked_through(tmp_path: Path) -> None:
+    layouts.write_dalle(tmp_path)
+    inner = Nested()
+    for _ in range(10):
+        outer = Nested()
+        outer.__dict__["_modules"] = {str(i): inner for i in range(100)}  # 100^10 of them, one behind another
+        inner = outer
+    wide = Nested()  # every one with the same thousand tensors
+    tensors = {str(i): torch.zeros(1) for i in range(1000)}
+    wide.__dict__["_modules"] = {str(i): Nested() for i in range(1000)}
+    for child in wide.__dict__["_modules"].values():
+        child.__dict__["_parameters"] = tensors
+    for top in (inner, wide):
+        with layouts.package(Nested, within="dall_e.encoder"):
+            torch.save(top, tmp_path / "encoder.pkl")
+        assert (tmp_path / "encoder.pkl").stat().st_size < 500_000
+        refused(tmp_path / "encoder.pkl", "more than 10000 modules or tensors", also_by_convert=True)

@@ -215,7 +215,7 @@ def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
     state = load_file(folder / "model.safetensors")
     del state["model.layers.1.mlp.up_proj.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 of its weights are missing, .* model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ValueError, match=r"lacks 1 of the model.s weights, .* model\.layers\.1\.mlp\.up_proj\.weight"):
         load_llm(str(folder))
 
 

@@ -56,6 +56,19 @@ def test_hidden_patches_are_filled_as_transformers_does(tmp_path):
     torch.testing.assert_close(encoder.fill(IMAGES, ~hidden & hidden), encoder.decode(encoder.encode(IMAGES)))
 
 
+def test_more_patches_than_bfloat16_can_count(tmp_path):
+    encoder = load_encoder(saved(tmp_path, image_size=192), dtype="bfloat16")
+    assert encoder.patches == 24 * 24
+    images = torch.rand(1, 3, 192, 192, generator=torch.Generator().manual_seed(0))
+    hidden = torch.zeros(24, 24, dtype=torch.bool)
+    hidden[::2, 1::3] = True
+    seen = images.clone()  # what is hidden must not count
+    seen.view(3, 24, 8, 24, 8)[:, ::2, :, 1::3] = 0
+    assert torch.equal(encoder.fill(seen, hidden.flatten()), encoder.fill(images, hidden.flatten()))
+    nothing = torch.zeros(576, dtype=torch.bool)
+    torch.testing.assert_close(encoder.fill(images, nothing), encoder.decode(encoder.encode(images)))
+
+
 @pytest.mark.parametrize(
     "hidden", [torch.ones(16, dtype=torch.bool), torch.zeros(9, dtype=torch.bool), torch.zeros(16)]
 )

@@ -87,6 +87,7 @@ def test_vqgan(tmp_path: Any, codes: int, gumbel: bool, grid: int) -> None:
     (tmp_path / "model.yaml").write_text(text.replace("n_embed: 50", f"n_embed: {codes}").replace("m: 6", "m: 256"))
     config = taming.read_config(tmp_path / "model.yaml")
     assert config == VQGANConfig(codes=codes, channel_multipliers=levels, attention_resolutions=(grid,), gumbel=gumbel)
+    assert taming.PUBLISHED["vqgan-gumbel-f8" if gumbel else f"vqgan-f16-{codes}"] == config
     with torch.device("meta"):
         model = VQGAN(config)
     known = VQGANEncoder("vqgan", "", model)

@@ -218,6 +218,14 @@ def test_hub_errors_become_one_line() -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_network_that_is_not_there_is_no_error_of_the_disk() -> None:
+    import socket
+
+    for error in (socket.gaierror(-2, "Name or service not known"), OSError(errno.ENETUNREACH, "unreachable")):
+        with pytest.raises(RuntimeError, match="from the hub: no network"), weights.from_hub("org/model"):
+            raise error
+
+
 def test_a_gated_model_says_how_to_get_in() -> None:
     from huggingface_hub.errors import GatedRepoError
 

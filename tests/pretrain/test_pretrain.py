@@ -16,7 +16,7 @@ from alignlab.pretrain.card import write_card
 from alignlab.pretrain.evaluate import masked_pixels, psnr
 from alignlab.pretrain.objectives import CodeBook, block_mask
 from alignlab.pretrain.pool import PoolConfig, batch, held_out, open_pool
-from alignlab.pretrain.run import RECIPES, Run, build_mae, build_vqgan, objective, pretrain
+from alignlab.pretrain.run import RECIPES, Run, build_mae, build_vqgan, pretrain
 from alignlab.training import Recipe, rate
 
 POOL = PoolConfig(size=72, count=24)
@@ -46,26 +46,26 @@ def test_a_new_mae_has_its_fixed_positions():
 
 
 @pytest.mark.parametrize("kind", ["mae", "dvae", "vqgan"])
-def test_a_stopped_run_goes_on_to_the_same_weights(kind, photos, tmp_path):
+def test_a_stopped_run_goes_on_to_the_same_weights(kind, photos, tmp_path, monkeypatch):
     whole = small(kind, photos, tmp_path / "whole")
     pretrain(whole)
     stopped = small(kind, photos, tmp_path / "stopped")
-    pools = [open_pool(s, POOL) for s in stopped.data]
+    from alignlab import training
+    from alignlab.pretrain import run as running
 
-    def fails_at_2(step):
-        if step == 2:
+    made = []
+
+    def fails_at_2(*arguments):
+        if len(made) == 2:
             raise KeyboardInterrupt
-        return batch(pools, 4, 64, step, 0)
+        made.append(arguments)
+        return batch(*arguments)
 
-    from alignlab import training as loop
-
-    saved_every = loop.SAVE_EVERY
-    loop.SAVE_EVERY = 0
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "SAVE_EVERY", 0)
+        patch.setattr(running, "batch", fails_at_2)
         with pytest.raises(KeyboardInterrupt):
-            loop.train(objective(stopped), fails_at_2, stopped.recipe, stopped.out, kind)
-    finally:
-        loop.SAVE_EVERY = saved_every
+            pretrain(stopped)
     pretrain(stopped)
     from safetensors.torch import load_file
 
@@ -77,7 +77,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(kind, photos, tmp_path):
 
 def test_another_recipe_does_not_go_on_from_a_state(photos, tmp_path):
     pretrain(small("mae", photos, tmp_path))
-    with pytest.raises(ValueError, match="belongs to another recipe"):
+    with pytest.raises(ValueError, match="belongs to another run: its"):
         pretrain(small("mae", photos, tmp_path, lr=0.5))
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from alignlab.models import load_encoder
 from alignlab.paper import DECODER_RECIPE
 from alignlab.restoration.batches import picture_batches
-from alignlab.restoration.decoder import RECIPE, Run, tune
-from alignlab.restoration.decoder_card import diagonal, part_psnr, pixels_of, write_card
+from alignlab.restoration.decoder import RECIPE, Run, paper_recipe, tune
+from alignlab.restoration.decoder_card import diagonal, open_tests, part_psnr, pixels_of, write_card
 
 RECIPE_SHORT = replace(RECIPE, steps=12, batch=4, warmup=2, dtype="float32")
 
@@ -86,8 +86,9 @@ def test_a_decoder_of_normalised_patches_learns_plain_pixels(tmp_path, pictures)
     encoder = load_encoder(str(tmp_path / "mae"))
     run = Run((str(pictures),), tmp_path / "out", RECIPE_SHORT)
     history = tune(encoder, run)
-    card = write_card(encoder, load_encoder(str(tmp_path / "mae")), run, (), history)
-    assert "PSNR (dB)" in next(iter(card.values()))["after"]
+    tests = open_tests(run, (str(pictures),))
+    card = write_card(encoder, load_encoder(str(tmp_path / "mae")), run, tests, history)
+    assert "PSNR (dB)" in next(iter(card["held_out"].values()))["after"]
     tuned = load_encoder(str(tmp_path / "mae"), decoder=str(tmp_path / "out"))
     assert tuned.decode(tuned.encode(torch.rand(1, 3, 32, 32))).shape == (1, 3, 32, 32)
 
@@ -151,7 +152,7 @@ def test_the_diagonal_in_patches_and_pixels(small_mae):
 def test_the_card_names_no_place(tmp_path, small_mae, pictures):
     encoder, run = load_encoder(str(small_mae)), Run((str(pictures),), tmp_path / "out", replace(RECIPE_SHORT, steps=2))
     history = tune(encoder, run)
-    write_card(encoder, load_encoder(str(small_mae)), run, (str(pictures),), history)
+    write_card(encoder, load_encoder(str(small_mae)), run, open_tests(run, (str(pictures),)), history)
     written = {p.name for p in run.out.iterdir()}
     assert {"README.md", "card.json", "loss.png", "before-after.jpg", "diagonal.jpg", "decoder.safetensors"} <= written
     for name in ("README.md", "card.json"):
@@ -159,3 +160,46 @@ def test_the_card_names_no_place(tmp_path, small_mae, pictures):
     card = json.loads((run.out / "card.json").read_text())
     (figures,) = card["held_out"].values()
     assert set(figures["before"]) == set(figures["after"])
+    text = (run.out / "README.md").read_text()
+    made = f"`alignlab restore decoder --data {pictures.name} --encoder small-mae --loss l1 --steps 2 --batch-size 4"
+    assert f"{made} --dtype float32`" in text  # whatever differs from what it would do by itself
+
+
+def test_a_state_of_another_run_is_refused(tmp_path, small_mae, pictures):
+    run = Run((str(pictures),), tmp_path, replace(RECIPE_SHORT, steps=1))
+    tune(load_encoder(str(small_mae)), run)
+    for other, said in (
+        (replace(run, crops=8), "its crops is None, not 8"),
+        (replace(run, all_items=True), "its held out is True, not False"),
+        (replace(run, recipe=replace(run.recipe, lr=1.0)), "its lr is 0.0016, not 1.0"),
+    ):
+        with pytest.raises(ValueError, match=f"belongs to another run: {said}"):
+            tune(load_encoder(str(small_mae)), other)
+    with pytest.raises(ValueError, match="belongs to another run: its encoder is small-mae@"):
+        tune(load_encoder(f"{small_mae}@random"), run)
+    (tmp_path / "state.pt").write_bytes(b"PK damaged")
+    with pytest.raises(ValueError, match=r"state\.pt is damaged or of another version; delete it"):
+        tune(load_encoder(str(small_mae)), run)
+
+
+def test_a_batch_in_parts_gives_the_same_decoder(tmp_path, small_mae, pictures):
+    whole, parts = load_encoder(str(small_mae)), load_encoder(str(small_mae))
+    run = Run((str(pictures),), tmp_path / "whole", replace(RECIPE_SHORT, steps=2))
+    tune(whole, run)
+    tune(parts, replace(run, out=tmp_path / "parts", accumulate=3))
+    for key, x in parts.model.decoder.state_dict().items():
+        torch.testing.assert_close(x, whole.model.decoder.state_dict()[key], atol=1e-5, rtol=1e-3)
+
+
+def test_the_papers_recipe_follows_its_rule():
+    recipe = paper_recipe(1_281_167)
+    assert (recipe.batch, recipe.lr, recipe.warmup) == (4096, 1e-4 * 4096 / 256, 100)
+    assert recipe.steps == -(-28 * 1_281_167 // 4096)
+    assert paper_recipe(1000, batch=256, epochs=1).lr == pytest.approx(1e-4)
+
+
+def test_a_set_with_nothing_left_to_learn_from(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "one.png")
+    (tmp_path / "one.txt").write_text("one\n")
+    with pytest.raises(ValueError, match=r"has 1 item\(s\); with every fifth held out none is left"):
+        picture_batches((str(tmp_path),), 16, 4, seed=0)

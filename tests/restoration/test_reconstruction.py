@@ -12,7 +12,7 @@ from alignlab.models import load_encoder
 from alignlab.restoration import frechet_distance, psnr, reconstruct
 from alignlab.restoration.inception import load_inception
 from alignlab.restoration.perceptual import load_lpips
-from alignlab.restoration.reconstruction import pictures
+from alignlab.restoration.reconstruction import pictures, squares
 
 
 class Identity:
@@ -49,12 +49,30 @@ def test_figures_are_those_of_the_parts(scenes):
     encoder = load_encoder("vqgan")
     features = {"FD(mean)": lambda x: x.mean((2, 3))}
     found = reconstruct(encoder, scenes, features=features, batch_size=5)
-    truth = torch.cat(list(pictures(scenes, 64, 7)))
+    truth = torch.cat([squares(batch, 64) for batch in pictures(scenes, 7)])
     made = encoder.decode(encoder.encode(truth))
     assert found.psnr.value == pytest.approx(float(psnr(truth, made).mean()), abs=1e-3)
     (one,) = found.sets
     assert one.distance == pytest.approx(frechet_distance(truth.mean((2, 3)), made.mean((2, 3))), rel=1e-3)
     assert found.psnr.ci95[0] < found.psnr.value < found.psnr.ci95[1]
+
+
+def test_truth_is_resized_once(scenes):
+    class Half(Identity):
+        """Paints at half the size that it reads, as BEiT does."""
+
+        def decode(self, tokens):
+            return self.at_half
+
+    half = Half()
+    half.at_half = squares(next(pictures(scenes, 12)), 20)
+    found = reconstruct(half, scenes, batch_size=12)
+    assert (found.size, found.psnr.infinite) == (20, 12)
+
+
+def test_three_images_are_no_set():
+    found = reconstruct(Identity(), load_dataset("scenes", n=3), features={"FD(mean)": lambda x: x.mean((2, 3))})
+    assert (found.n, found.sets) == (3, ())
 
 
 def test_an_encoder_without_a_decoder_is_refused(scenes):
