@@ -95,7 +95,7 @@ def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or of another version; {another}") from error
     for part, wanted in identity.items():
-        for name in wanted.keys() | found[part].keys():
+        for name in dict.fromkeys((*wanted, *found[part])):
             ours, theirs = wanted.get(name), found[part].get(name)
             if ours != theirs:
                 raise ValueError(f"{path} belongs to another run: its {name} is {theirs}, not {ours}; {another}")

@@ -307,7 +307,10 @@ def _download(url: str, path: Path, hash_in_name: bool) -> None:
 
     unfinished = path.with_name(f"{path.name}.part")
     try:
-        with urlopen(Request(url, headers={"User-Agent": "alignlab"}), timeout=60) as answer, open(unfinished, "wb") as out:
+        with (
+            urlopen(Request(url, headers={"User-Agent": "alignlab"}), timeout=60) as answer,
+            open(unfinished, "wb") as out,
+        ):
             shutil.copyfileobj(answer, out, 1 << 20)
             announced, got = answer.headers.get("Content-Length"), out.tell()
         if announced is not None and int(announced) != got:  # a connection that breaks off looks like the end

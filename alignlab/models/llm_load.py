@@ -195,7 +195,7 @@ def _random(source: str, config: PreTrainedConfig, how: How) -> PreTrainedModel:
     """
     check_fresh(partial(_blank, config), source, MOST_RANDOM)
     with seeded():
-        model = _blank(config)
+        model: Any = _blank(config)
         if how.blocks is not None:
             whole, model = model, _blank(_cut(config, how.blocks))
             missing, _ = model.load_state_dict(whole.state_dict(), strict=False)

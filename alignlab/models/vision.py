@@ -188,6 +188,8 @@ def _placed_random(encoder: Encoder, device: str, dtype: str) -> Encoder:
     """Named by its weights, which are made in float32, and put where it is to be."""
     model: Any = encoder
     model.checkpoint = f"{model.name}@sha256:{sha256_state(model.model.state_dict())}"
+    if isinstance(encoder, MAEEncoder):
+        encoder.decoder_checkpoint = encoder.checkpoint
     model.model.to(device, weights.torch_dtype(dtype))
     return encoder
 

@@ -293,10 +293,12 @@ def _hub_reason(error: BaseException, name: str) -> str | None:
         return f"it is gated; accept the licence at {page}, then run `hf auth login`"
     if has(hub.RepositoryNotFoundError):
         return "there is no such public model; check the name, or run `hf auth login` if it is private"
-    offline = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, URLError, ConnectionError, TimeoutError, gaierror)
-    # Either of the hub's two HTTP libraries has errors of its own, if it is there at all.
-    offline += (*_of("httpx", "TransportError"), *_of("requests", "ConnectionError"), *_of("requests", "Timeout"))
-    if has(*offline) or any(isinstance(link, OSError) and link.errno in UNREACHABLE for link in chain):
+    # Each of the HTTP libraries that the hub's versions use has errors of its own, if it is there at all.
+    kinds = ("httpx2.TransportError", "httpx.TransportError", "requests.ConnectionError", "requests.Timeout")
+    http = [error for kind in kinds for error in _of(*kind.split("."))]
+    system = (URLError, ConnectionError, TimeoutError, gaierror)
+    absent = has(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, *http, *system)
+    if absent or any(isinstance(link, OSError) and link.errno in UNREACHABLE for link in chain):
         return (
             "no network, and it is neither in the hub's cache nor a folder here; connect once, or give a local folder"
         )

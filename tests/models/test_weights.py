@@ -226,6 +226,21 @@ def test_a_network_that_is_not_there_is_no_error_of_the_disk() -> None:
             raise error
 
 
+@pytest.mark.parametrize("library", ["httpx2", "httpx", "requests"])
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "http://nowhere.invalid"])
+def test_any_http_library_may_say_that_there_is_no_network(library: str, address: str) -> None:
+    """As `HfApi` passes their errors on."""
+    http = pytest.importorskip(library)
+    if library == "requests":
+        session = http.Session()
+        session.trust_env = False  # no proxy
+    else:
+        session = http.Client(trust_env=False)
+    expected = r"^could not load 'org/model' from the hub: no network"
+    with session, pytest.raises(RuntimeError, match=expected), weights.from_hub("org/model"):
+        session.get(address)
+
+
 def test_a_gated_model_says_how_to_get_in() -> None:
     from huggingface_hub.errors import GatedRepoError
 
