@@ -13,6 +13,7 @@ from typing import Any
 
 from alignlab.data.dataset import Bad, Entry
 from alignlab.data.entries import Opened, captions_of, one_line
+from alignlab.errors import causes
 
 _CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
 # Columns that hold captions, best first; caption_0, caption_1, ... come after them.
@@ -102,11 +103,7 @@ def _not_given(error: BaseException) -> str | None:
     import datasets
     from huggingface_hub import errors as hub
 
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
+    chain = causes(error)
 
     def has(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in chain)

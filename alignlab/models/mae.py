@@ -15,8 +15,8 @@ from alignlab.models.assemble import check_affordable, check_counts, check_loade
 from alignlab.models.encoder import check_tokens, pool_tokens, prepare
 from alignlab.paths import shipped
 
-# Shipped decoders that were fine-tuned to reproduce what the encoder saw, and whose encoder's they are.
-DECODERS = {"mae-tiny-r": "mae-tiny"}
+# Shipped decoders that were fine-tuned to reproduce what the encoder saw.
+DECODERS = ("mae-tiny-r",)
 DECODER_FILE = "decoder.safetensors"
 
 EPS = 1e-6  # under the root of a patch's variance, as in training with norm_pix_loss

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,15 +136,11 @@ def load_efficientnet(name: str, *, device: str = "cpu", dtype: str = "float32")
 
 def _match_in_order(path: Path, target: dict[str, Tensor]) -> dict[str, Tensor]:
     """A file's tensors under `target`'s names: the n-th is the n-th, of the same role and shape."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read as weights: {weights.one_line(error)}") from error
 
     def listing(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
         return [(key, x) for key, x in tensors.items() if not key.endswith("num_batches_tracked")]
 
-    ours, theirs = listing(target), listing(state)
+    ours, theirs = listing(target), listing(weights.read_tensors(path))
     if len(ours) != len(theirs):
         raise ValueError(f"{path} is another network's: it holds {len(theirs)} tensors, not {len(ours)}")
     for (to, a), (key, b) in zip(ours, theirs, strict=True):

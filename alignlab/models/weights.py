@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from alignlab import paths
+from alignlab.errors import causes
 
 if TYPE_CHECKING:
     import torch
@@ -278,12 +279,7 @@ def _hub_reason(error: BaseException, name: str) -> str | None:
 
     from huggingface_hub import errors as hub
 
-    # Libraries wrap the hub's error in their own, with a text of several lines.
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
+    chain = causes(error)
 
     def has(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in chain)
