@@ -209,7 +209,7 @@ def test_the_table_of_models_is_that_of_their_cards():
             assert f"{shown[0]:.3g}" in row
 
 
-@pytest.mark.parametrize("name", ["mae-tiny", "beit-tiny", "dvae-tiny", "vqgan-tiny"])
+@pytest.mark.parametrize("name", ["mae-tiny", "beit-tiny", "dvae-tiny", "vqgan-tiny", "pca-tiny"])
 def test_cards_are_about_the_files_beside_them(name):
     from alignlab.models.weights import folder_checkpoint, sha256_file
 

@@ -20,7 +20,7 @@ SCHEMA = "alignlab.measure/1"
 def measure(
     encoder: list[str] = typer.Option(
         ["mae"],
-        help="mae, beit, vqgan, efficientnet-lite0 (-lite1, -lite2), timm:NAME, a local folder or a hub id; "
+        help="mae, beit, vqgan, pca, efficientnet-lite0 (-lite1, -lite2), timm:NAME, a local folder or a hub id; "
         "may be repeated; 'all' is mae, beit and vqgan, 'prh' the 17 of the Platonic Representation Hypothesis.",
     ),
     llm: str = typer.Option(

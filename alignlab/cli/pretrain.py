@@ -8,7 +8,7 @@ import typer
 
 
 def pretrain(
-    kind: str = typer.Argument(..., help="mae, dvae, beit or vqgan."),
+    kind: str = typer.Argument(..., help="mae, dvae, beit, vqgan, or pca, which is fitted in one pass."),
     data: list[str] = typer.Option(
         ["scenes"],
         help="scenes (rendered as needed) or a captioned set as measure takes; may be repeated, in equal shares.",

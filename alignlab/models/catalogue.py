@@ -122,6 +122,18 @@ CATALOGUE = (
     Known("mae", "encoder", "MAE", 6_239_424, 7, 65, 256, 64, shipped="mae-tiny", note="decodes with mae-tiny-r"),
     Known("beit", "encoder", "BEiT", 3_796_588, 9, 65, 192, 64, shipped="beit-tiny", note="decodes with dvae-tiny"),
     Known("vqgan", "encoder", "VQGAN", 3_367_747, 1, 64, 32, 64, shipped="vqgan-tiny"),
+    Known(
+        "pca",
+        "encoder",
+        "PCA",
+        37_248,
+        1,
+        64,
+        192,
+        64,
+        shipped="pca-tiny",
+        note="patches' components; a control, not trained",
+    ),
     *(
         Known(
             f"efficientnet-lite{i}",

@@ -15,10 +15,16 @@ from alignlab.models.variant import parse
 from alignlab.paths import shipped
 
 # Short names stand for the embedded laboratory's checkpoints.
-EMBEDDED = {"mae": "mae-tiny", "beit": "beit-tiny", "vqgan": "vqgan-tiny"}
+EMBEDDED = {"mae": "mae-tiny", "beit": "beit-tiny", "vqgan": "vqgan-tiny", "pca": "pca-tiny"}
+ALL = ("mae", "beit", "vqgan")  # what learnt to see; PCA is a control
 SHIPPED = tuple(EMBEDDED.values())
 TUNED = {"mae": "mae-tiny-r"}  # the decoder that a name comes with where it is not the checkpoint's own
-SHIPPED_POOLS = {"mae-tiny": ("cls", "mean"), "beit-tiny": ("cls", "mean"), "vqgan-tiny": ("concat", "mean")}
+SHIPPED_POOLS = {
+    "mae-tiny": ("cls", "mean"),
+    "beit-tiny": ("cls", "mean"),
+    "vqgan-tiny": ("concat", "mean"),
+    "pca-tiny": ("concat", "mean"),
+}
 EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 
 
@@ -41,12 +47,12 @@ def encoder_names() -> tuple[str, ...]:
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """Names of encoders with groups in their members' place, each once: "all" is the embedded laboratory's three, "prh" the
+    """Names of encoders with groups in their members' place, each once: "all" is mae, beit and vqgan, "prh" the
     17 vision models of the Platonic Representation Hypothesis, from timm.
     """
     from alignlab.models.timm_encoder import PRH_VISION
 
-    groups = {"all": tuple(EMBEDDED), "prh": tuple(f"timm:{name.removeprefix('timm:')}" for name in PRH_VISION)}
+    groups = {"all": ALL, "prh": tuple(f"timm:{name.removeprefix('timm:')}" for name in PRH_VISION)}
     return list(dict.fromkeys(member for name in names for member in groups.get(name, (name,))))
 
 

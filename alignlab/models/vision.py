@@ -1,8 +1,8 @@
-"""Load a vision encoder from its published layout, a folder, a file or a hub id: MAE, BEiT, VQGAN, dVAE, ViT-like models.
+"""Load a vision encoder from its published layout, a folder, a file or a hub id: MAE, BEiT, VQGAN, dVAE, PCA, ViT-like models.
 
 | given | read as |
 |---|---|
-| a folder with `config.json`, or a hub id | transformers' model of that type, or alignlab's VQGAN or dVAE |
+| a folder with `config.json`, or a hub id | transformers' model of that type, or alignlab's VQGAN, dVAE or PCA |
 | a `.ckpt`, or a folder with one `.ckpt` and one `.yaml` somewhere in it | taming-transformers' VQGAN |
 | a `.pth` | BEiT of microsoft/unilm |
 | a folder with `encoder.pkl` and `decoder.pkl`, or one of the two | OpenAI's dVAE |
@@ -27,6 +27,7 @@ from alignlab.models.beit import BEiTEncoder
 from alignlab.models.dvae import DVAE, DVAEConfig, DVAEEncoder
 from alignlab.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, sha256_state
 from alignlab.models.mae import MAEEncoder
+from alignlab.models.pca import PCA, PCAConfig, PCAEncoder
 from alignlab.models.vit import ViTEncoder
 from alignlab.models.vqgan import VQGAN, VQGANConfig, VQGANEncoder
 from alignlab.paths import shipped
@@ -71,6 +72,7 @@ def set_position_codes(model: Any) -> None:
 OWN: dict[str, tuple[Callable[[dict[str, Any]], Any], Callable[[str, str, Any], Encoder]]] = {
     "vqgan": (lambda config: VQGAN(VQGANConfig(**config)), VQGANEncoder),
     "dvae": (lambda config: DVAE(DVAEConfig(**config)), DVAEEncoder),
+    "pca": (lambda config: PCA(PCAConfig(**config)), PCAEncoder),
 }
 
 
@@ -173,9 +175,14 @@ def load_vision(
             encoder = _of_transformers(str(folder or source), name, checkpoint, dtype, random)
     if random:
         return _placed_random(encoder, device, dtype)
-    model: Any = encoder
-    model.model.to(device, weights.torch_dtype(dtype))
+    _put(encoder, device, dtype)
     return encoder
+
+
+def _put(encoder: Encoder, device: str, dtype: str) -> None:
+    """Where it is to be, in the dtype that it is to run in; PCA in float32, as half of its digits are not its inverse."""
+    model: Any = encoder
+    model.model.to(device, weights.torch_dtype("float32" if isinstance(encoder, PCAEncoder) else dtype))
 
 
 def random_vqgan(name: str, device: str = "cpu", dtype: str = "float32") -> Encoder:
@@ -190,7 +197,7 @@ def _placed_random(encoder: Encoder, device: str, dtype: str) -> Encoder:
     model.checkpoint = f"{model.name}@sha256:{sha256_state(model.model.state_dict())}"
     if isinstance(encoder, MAEEncoder):
         encoder.decoder_checkpoint = encoder.checkpoint
-    model.model.to(device, weights.torch_dtype(dtype))
+    _put(encoder, device, dtype)
     return encoder
 
 

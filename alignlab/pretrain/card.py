@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignlab.data import load_dataset
 from alignlab.models.weights import sha256_file
-from alignlab.pretrain.evaluate import images_of, masked_codes, masked_pixels, reconstruction
+from alignlab.pretrain.evaluate import components, images_of, masked_codes, masked_pixels, reconstruction
 from alignlab.pretrain.pool import held_out
 from alignlab.pretrain.run import IMAGE_SIZE, Run
 from alignlab.provenance import environment
@@ -40,6 +40,11 @@ ABOUT = {
         "32. Absolute and squared error, code book, and a patch discriminator in the last 40% of training; no perceptual "
         "loss, as that needs a network trained by others."
     ),
+    "pca": (
+        "The principal components of patches: 64 px, patches of 8, 64 tokens of all 192 components, each divided by its "
+        "standard deviation. The decoder is the inverse, so that tokens hold what the pixels hold, in other coordinates. "
+        "Nothing was trained: it is what LM4LV's other encoders are compared with."
+    ),
 }
 
 
@@ -51,6 +56,8 @@ def measure(run: Run, model: Any, images: Tensor) -> tuple[dict[str, float], Ten
         from alignlab.models.vision import load_dvae
 
         return masked_codes(model, load_dvae(run.tokenizer), images)
+    if run.kind == "pca":
+        return components(model, images)
     return reconstruction(model, images)
 
 
@@ -64,7 +71,9 @@ def load(run: Run) -> Any:
 
 
 def write_card(run: Run, history: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Measure `run.out`'s checkpoint, write `README.md`, `card.json`, `loss.png`, `samples.png` there; the figures."""
+    """Measure `run.out`'s checkpoint, write `README.md`, `card.json`, `samples.png` and, where it was trained, `loss.png`
+    there; the figures.
+    """
     model = load(run)
     measured, strips = {}, []
     for source in dict.fromkeys(("scenes", *run.data)):
@@ -77,9 +86,10 @@ def write_card(run: Run, history: dict[str, Any]) -> dict[str, dict[str, float]]
         chosen = np.linspace(0, len(images) - 1, SHOWN).astype(int)
         strips += [images[chosen], pictures[chosen]]
     _samples(strips, run.out / "samples.png")
-    name = "mse" if "mse" in history["log"][0] else "loss"
-    what = "cross-entropy" if run.kind == "beit" else "squared error"
-    loss_curve(history["log"], what, f"{run.kind}-tiny, training", run.out / "loss.png", name)
+    if history["log"]:
+        name = "mse" if "mse" in history["log"][0] else "loss"
+        what = "cross-entropy" if run.kind == "beit" else "squared error"
+        loss_curve(history["log"], what, f"{run.kind}-tiny, training", run.out / "loss.png", name)
     digest = sha256_file(run.out / "model.safetensors")
     described = {
         "kind": run.kind,
@@ -96,6 +106,8 @@ def write_card(run: Run, history: dict[str, Any]) -> dict[str, dict[str, float]]
     # Folders are named, not located: where they lay is nobody's business.
     described["data"] = [source if source == "scenes" else Path(source).resolve().name for source in run.data]
     described["environment"].pop("command")
+    if run.kind == "pca":  # the rest of a recipe is about descending
+        described["recipe"] = {what: described["recipe"][what] for what in ("steps", "batch", "seed")}
     (run.out / "card.json").write_text(json.dumps(described, indent=1) + "\n")
     (run.out / "README.md").write_text(_text(run, described))
     return measured
@@ -105,22 +117,31 @@ def _text(run: Run, card: dict[str, Any]) -> str:
     sources = " ".join(f"--data {name}" for name in card["data"])
     rows = [f"| {data} | {k} | {v:.4g} |" for data, figures in card["held_out"].items() for k, v in figures.items()]
     env, recipe = card["environment"], card["recipe"]
+    trained = "lr" in recipe
     return "\n".join(
         [
             f"# {run.kind}-tiny",
             "",
             ABOUT[run.kind],
             "",
-            f"Made by `alignlab pretrain {run.kind} {sources}`, from scratch, on {' and '.join(card['data'])} in equal "
-            "shares: rendered scenes of the training split, and random crops of the folder's pictures, of which every "
-            "fifth was held out.",
+            f"Made by `alignlab pretrain {run.kind} {sources}`, {'from scratch' if trained else 'in one pass'}, "
+            f"on {' and '.join(card['data'])} in equal shares: rendered scenes of the training split, and random crops "
+            "of the folder's pictures, of which every fifth was held out.",
             "",
             "| | |",
             "|---|---|",
             f"| parameters | {card['parameters']:,} |",
             f"| steps, batch, images seen | {recipe['steps']:,}, {recipe['batch']}, {card['images_seen']:,} |",
-            f"| AdamW | rate {recipe['lr']}, warm-up {recipe['warmup']}, betas {recipe['betas']}, decay {recipe['weight_decay']} |",
-            f"| time | {card['seconds'] / 60:.0f} minutes on {env['processor']}, {env['threads']} thread(s), {recipe['dtype']} |",
+            *(
+                [
+                    f"| AdamW | rate {recipe['lr']}, warm-up {recipe['warmup']}, betas {recipe['betas']}, "
+                    f"decay {recipe['weight_decay']} |"
+                ]
+                if trained
+                else []
+            ),
+            f"| time | {_time(card['seconds'])} on {env['processor']}, {env['threads']} thread(s), "
+            f"{recipe.get('dtype', 'float64')} |",
             f"| seed | {recipe['seed']} |",
             f"| torch, transformers | {env['torch']}, {env['transformers']} |",
             f"| SHA-256 of model.safetensors | `{card['sha256']}` |",
@@ -138,12 +159,16 @@ def _text(run: Run, card: dict[str, Any]) -> str:
             "Rows in pairs: the pictures, and what the model makes of them"
             + (" with three quarters of the patches hidden." if run.kind == "mae" else "")
             + (" (hidden codes replaced by the named ones, then painted by the dVAE)." if run.kind == "beit" else "")
-            + ("." if run.kind in ("dvae", "vqgan") else ""),
+            + ("." if run.kind in ("dvae", "vqgan") else "")
+            + (" with the first sixteenth of the components alone." if run.kind == "pca" else ""),
             "",
-            "![loss](loss.png)",
-            "",
+            *(["![loss](loss.png)", ""] if trained else []),
         ]
     )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
 
 
 def _samples(strips: list[Tensor], path: Path) -> None:

@@ -93,3 +93,24 @@ def masked_pixels(model: Any, images: Tensor) -> tuple[dict[str, float], Tensor]
         "ratio": ours / filled,
     }
     return figures, torch.cat(out)
+
+
+@torch.no_grad()
+def components(model: Any, images: Tensor) -> tuple[dict[str, float], Tensor]:
+    """PCA: how even its tokens are on pictures that it was not fitted to, and what the first sixteenth of them keeps."""
+    kept = max(model.config.width // 16, 1)
+    squares = error = 0.0
+    out = []
+    for batch in images.split(BATCH):
+        tokens = model.tokens(batch)  # [B, T, D]
+        squares += float(tokens.square().mean()) * len(batch)
+        error = max(error, float((model.pixels(tokens) - batch).abs().max()))
+        tokens[:, :, kept:] = 0
+        out.append(model.pixels(tokens).clamp(0, 1))
+    pictures = torch.cat(out)
+    figures = {
+        "mean square of the tokens": squares / len(images),
+        "largest error of a decoded pixel": error,
+        f"PSNR of the first {kept} components (dB)": float(psnr(pictures, images).mean()),
+    }
+    return figures, pictures

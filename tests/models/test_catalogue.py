@@ -24,7 +24,7 @@ def test_every_name_of_the_embedded_laboratory_is_listed():
     assert len(BY_NAME) == len(CATALOGUE)
 
 
-@pytest.mark.parametrize("name", ["mae", "beit", "vqgan"])
+@pytest.mark.parametrize("name", ["mae", "beit", "vqgan", "pca"])
 def test_facts_of_shipped_encoders_are_those_of_the_models(name):
     known, encoder = BY_NAME[name], load_encoder(name)
     tokens = encoder.encode(torch.rand(1, 3, 64, 64))

@@ -82,7 +82,7 @@ def test_another_recipe_does_not_go_on_from_a_state(photos, tmp_path):
 
 
 def test_every_kind_ends_in_a_checkpoint_with_a_card(photos, tmp_path):
-    for kind in ("dvae", "beit", "mae", "vqgan"):
+    for kind in ("dvae", "beit", "mae", "vqgan", "pca"):
         run = replace(small(kind, photos, tmp_path / kind), tokenizer=str(tmp_path / "dvae"))
         history = pretrain(run)
         if kind == "mae":
@@ -92,6 +92,11 @@ def test_every_kind_ends_in_a_checkpoint_with_a_card(photos, tmp_path):
             assert card["data"] == ["scenes", photos.name]
             assert (run.out / "samples.png").stat().st_size > 1000
             assert str(photos.parent) not in (run.out / "README.md").read_text()
+        if kind == "pca":
+            write_card(run, history)
+            assert json.loads((run.out / "card.json").read_text())["recipe"] == {"steps": 3, "batch": 4, "seed": 0}
+            assert not (run.out / "loss.png").exists()
+            assert "AdamW" not in (run.out / "README.md").read_text()
         if kind == "dvae":
             assert load_dvae(str(run.out)).codes(torch.rand(1, 3, 64, 64)).shape == (1, 8, 8)
         else:
