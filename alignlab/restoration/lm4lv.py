@@ -6,7 +6,7 @@ state, through the output layer, is the encoder's next token, and that token, th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,22 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignlab.models.llm import LanguageModel
+from alignlab.restoration.adapters import adapters
+from alignlab.restoration.adapters import task_tokens as task_tokens_for
+from alignlab.restoration.restorer import Losses, Restorer
 from alignlab.restoration.sequence import Conversation, conversation
 
 MODES = ("forced", "free")
 MOST_TEXT = 32  # tokens that a free answer may spend before its image, and after it
-
-
-@dataclass(frozen=True)
-class Losses:
-    """`visual`: mean squared error of the HQ tokens; `text`: cross-entropy of the assistant's words. They are added."""
-
-    visual: Tensor
-    text: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.visual + self.text
 
 
 @dataclass(frozen=True)
@@ -44,13 +35,17 @@ class Generated:
     texts: tuple[str, ...]
 
 
-class LM4LV(nn.Module):
+class LM4LV(Restorer):
     """The adapters and task tokens round a frozen `encoder` (one with a decoder) and a frozen `llm`.
 
     `tasks` share the adapters, and each has `task_tokens` tokens of its own. Parameters are float32 whatever the language
-    model is held in. The input layer starts so that visual tokens have the spread of the language model's own
-    embeddings. Raises ValueError for an encoder without a decoder and for a sequence longer than the model's context.
+    model is held in, and begin as `adapters.adapters` says. With `lora`, a rank, the language model learns too, through
+    low-rank updates: an ablation. Raises ValueError for an encoder without a decoder and for a sequence longer than the
+    model's context.
     """
+
+    how = "lm4lv"
+    says_words = True
 
     def __init__(
         self,
@@ -60,20 +55,14 @@ class LM4LV(nn.Module):
         *,
         tasks: Sequence[str] = ("denoise",),
         seed: int = 0,
+        sample: Tensor | None = None,
+        lora: int = 0,
     ) -> None:
-        super().__init__()
-        if not hasattr(encoder, "decode"):
-            raise ValueError(f"{encoder.name} has no decoder; LM4LV needs a MAE, a BEiT with its dVAE or a VQGAN")
-        if task_tokens < 1 or not tasks or len(set(tasks)) != len(tasks):
-            raise ValueError(
-                f"task_tokens must be 1 or more and tasks different names, got {task_tokens}, {list(tasks)}"
-            )
-        self.encoder, self.llm = encoder, llm
-        llm.model.requires_grad_(False)
+        super().__init__(encoder, tasks, llm, sample)
+        if task_tokens < 1:
+            raise ValueError(f"task_tokens must be 1 or more, got {task_tokens}")
+        llm.model.requires_grad_(False)  # LoRA's own weights come later
         self.words: Conversation = conversation(llm.tokenizer)
-        with torch.no_grad():
-            sample = encoder.encode(torch.full((1, 3, encoder.image_size, encoder.image_size), 0.5))
-        self.visual, width = sample.shape[1:]
         length = (
             self.words.prompt_length(self.visual, task_tokens)
             + len(self.words.open)
@@ -84,18 +73,10 @@ class LM4LV(nn.Module):
             raise ValueError(
                 f"a conversation of {length} tokens is longer than the {llm.context} that {llm.name} can read"
             )
-        embedding: Any = llm.model.get_input_embeddings()
-        spread = float(embedding.weight.float().std())
         generator = torch.Generator().manual_seed(seed)
-        self.adapter_in = nn.Linear(width, llm.width)
-        self.adapter_out = nn.Linear(llm.width, width)
-        self.task_tokens = nn.ParameterDict(
-            {task: nn.Parameter(spread * torch.randn(task_tokens, llm.width, generator=generator)) for task in tasks}
-        )
-        scale = float(sample.square().mean().sqrt()) or 1.0
-        for layer, std in ((self.adapter_in, spread / (scale * width**0.5)), (self.adapter_out, llm.width**-0.5)):
-            layer.weight.data = std * torch.randn(layer.weight.shape, generator=generator)
-            layer.bias.data.zero_()
+        self.adapter_in, self.adapter_out = adapters(self.sample, llm, generator)
+        self.task_tokens = task_tokens_for(tasks, task_tokens, llm, generator)
+        self.lora = add_lora(llm.model, lora, seed) if lora else None
         self.to(llm.device)
 
     # --- the sequence ---
@@ -112,11 +93,7 @@ class LM4LV(nn.Module):
 
     def _prompt(self, tokens: Tensor, task: str) -> Tensor:
         """Everything before the assistant's turn, `[B, P, D_llm]`."""
-        if tokens.ndim != 3 or tokens.shape[1:] != (self.visual, self.adapter_in.in_features):
-            wanted = f"[B, {self.visual}, {self.adapter_in.in_features}]"
-            raise ValueError(f"tokens must be {wanted}, as {self.encoder.name} gives them, got {list(tokens.shape)}")
-        if task not in self.task_tokens:
-            raise ValueError(f"task must be one of {', '.join(self.task_tokens)}, got {task!r}")
+        self.check(tokens, task)
         b = len(tokens)
         task_tokens = self.task_tokens[task].to(self.llm.dtype).expand(b, -1, -1)
         words = self.words
@@ -148,14 +125,6 @@ class LM4LV(nn.Module):
         truth = torch.tensor([*words.open, *words.ending], device=hidden.device).expand(b, -1)  # [B, n]
         text = F.cross_entropy(self._logits(spoken).flatten(0, 1), truth.flatten())
         return Losses(F.mse_loss(predicted, high.to(predicted)), text)
-
-    def trainable(self) -> Iterator[nn.Parameter]:
-        """The parameters that learn; AssertionError where a frozen part would."""
-        frozen = [*self.llm.model.parameters()]
-        model = getattr(self.encoder, "model", None)
-        frozen += list(model.parameters()) if isinstance(model, nn.Module) else []
-        assert not any(p.requires_grad for p in frozen), "the encoder and the language model are frozen"
-        return (p for p in self.parameters() if p.requires_grad)
 
     # --- generation ---
 
@@ -220,15 +189,9 @@ class LM4LV(nn.Module):
         texts = tuple(str(self.llm.tokenizer.decode(ids)) for ids in said)
         return Generated(torch.stack(tokens_of), torch.tensor(whole), texts)
 
-    @torch.no_grad()
-    def restore(self, images: Tensor, task: str | None = None, *, mode: str = "forced", batch_size: int = 32) -> Tensor:
-        """Images `[B, 3, H, W]` in 0..1 -> `[B, 3, H', W']` in 0..1, of the decoder's size. `task` is by default the first."""
-        chosen = task or next(iter(self.task_tokens))
-        restored = []
-        for batch in images.split(batch_size):
-            found = self.generate(self.encoder.encode(batch), chosen, mode)
-            restored.append(self.encoder.decode(found.tokens).cpu())
-        return torch.cat(restored)
+    def write(self, low: Tensor, task: str, *, mode: str = "forced") -> Tensor:
+        """The tokens that `generate` writes in a mode; zeros where a free answer never opened an image."""
+        return self.generate(low, task, mode).tokens
 
 
 class _Reader:
@@ -247,3 +210,23 @@ class _Reader:
         out = self.model._body(embeddings, past_key_values=self.past, use_cache=True)
         self.past = out.past_key_values
         return out.last_hidden_state[:, -1]
+
+
+def add_lora(model: nn.Module, rank: int, seed: int) -> nn.ParameterDict:
+    """Low-rank updates (Hu et al. 2021) beside every linear layer of a language model's blocks, in place; what they learn.
+
+    An ablation: the language model is then no longer frozen. They start as zero. Raises ValueError without peft.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError('LoRA needs peft; pip install "alignlab[lora]"') from error
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), model)
+    learnt = {name: p for name, p in model.named_parameters() if "lora_" in name}
+    for p in learnt.values():
+        p.data = p.data.float()
+        p.requires_grad_(True)
+    return nn.ParameterDict({name.replace(".", "/"): p for name, p in learnt.items()})
