@@ -43,3 +43,12 @@ def _processor() -> str:
         return platform.processor() or "unknown"
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown"
+
+
+def shown(source: str) -> str:
+    """A set's name as it was typed, without the folders that it lies in: where they lay is nobody's business."""
+    kind, colon, rest = source.rpartition(":")
+    path = Path(rest)
+    if path.is_file():
+        return f"{kind}{colon}{path.resolve().parent.name}/{path.name}"
+    return f"{kind}{colon}{path.resolve().name}" if path.is_dir() else source

@@ -1,4 +1,4 @@
-"""One training loop for all of the embedded vision models: seeded batches, cosine schedule, resumable state."""
+"""One training loop for everything that is trained here: seeded batches, warm-up and decay, resumable state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,11 +56,18 @@ def adamw(module: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
 
 
-def descend(optimiser: torch.optim.Optimizer, losses: Tensor | Iterable[Tensor], clip: float) -> None:
-    """One clipped step down a loss, or down the sum of several, of which one at a time is in memory."""
+def descend(
+    optimiser: torch.optim.Optimizer, losses: Tensor | Iterable[Tensor], clip: float, among: Processes | None = None
+) -> None:
+    """One clipped step down a loss, or down the sum of several, of which one at a time is in memory.
+
+    `among` several processes each has its share of the sum, and all take the same step.
+    """
     optimiser.zero_grad(set_to_none=True)
     for loss in (losses,) if isinstance(losses, Tensor) else losses:
         loss.backward()
+    if among is not None:
+        among.add(p for group in optimiser.param_groups for p in group["params"])
     for group in optimiser.param_groups:
         nn.utils.clip_grad_norm_(group["params"], clip)
     optimiser.step()
@@ -78,6 +85,45 @@ def rate(step: int, recipe: Recipe) -> float:
 
 def autocast(device: str, dtype: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes of an `accelerate launch` this is; alone without one."""
+
+    rank: int = 0
+    count: int = 1
+
+    def part(self, batch: Tensor) -> Tensor:
+        """This process' share of a batch `[B, ...]`: every `count`-th item."""
+        return batch[self.rank :: self.count]
+
+    def add(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients of all processes, in place; a parameter without one counts as zero."""
+        if self.count == 1:
+            return
+        from accelerate.utils import reduce
+
+        for p in parameters:
+            p.grad = reduce(torch.zeros_like(p) if p.grad is None else p.grad, reduction="sum")
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.count == 1:
+            return values
+        from accelerate.utils import reduce
+
+        return reduce(values, reduction="sum")
+
+
+def processes(device: str = "cpu") -> Processes:
+    """Those that `accelerate launch` has started, connected; one without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Processes()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu")
+    return Processes(state.process_index, state.num_processes)
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
@@ -102,6 +148,10 @@ def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def _silent(done: int, note: str = "") -> None:
+    pass
+
+
 def train(
     objective: Objective,
     batches: Callable[[int], Tensor],
@@ -110,11 +160,13 @@ def train(
     label: str,
     device: str = "cpu",
     about: dict[str, Any] | None = None,
+    watch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Train to the end of the recipe, from where `folder/state.pt` stands if it is there.
 
     `batches(step)` gives the batch of a step; `about` says what else makes the run what it is (models, data, loss), as
-    plain values. Returns {"log": [{"step", loss names...}], "seconds", "steps"}. Raises ValueError when the folder's
+    plain values; `watch(steps done, losses)` is called after every step. Of several processes the first alone writes,
+    shows and watches. Returns {"log": [{"step", loss names...}], "seconds", "steps"}. Raises ValueError when the folder's
     state is damaged or belongs to another run, naming what differs, RuntimeError when a loss is not finite (the last
     good state stays).
     """
@@ -131,7 +183,8 @@ def train(
     objective.modules.to(device).train()
     began = last = time.monotonic()
     running: dict[str, float] = {}
-    with progress(label, recipe.steps, "steps", start) as tick:
+    first = processes(device).rank == 0
+    with progress(label, recipe.steps, "steps", start) if first else nullcontext(_silent) as tick:
         for step in range(start, recipe.steps):
             # Masks, Gumbel noise and the like follow from the step alone, so that a resumed run equals an undisturbed one.
             torch.manual_seed(recipe.seed * 1_000_003 + step)
@@ -146,9 +199,12 @@ def train(
             running = {k: 0.98 * running.get(k, v) + 0.02 * v for k, v in losses.items()}
             if step % 20 == 0 or step + 1 == recipe.steps:
                 log.append({"step": step, **running})
-            tick(step + 1, " ".join(f"{k} {v:.4f}" for k, v in running.items()))
             now = time.monotonic()
-            if now - last > SAVE_EVERY or step + 1 == recipe.steps:
+            speed = (step + 1 - start) * recipe.batch / max(now - began, 1e-9)
+            tick(step + 1, " ".join([*(f"{k} {v:.4f}" for k, v in running.items()), f"{speed:.1f} images/s"]))
+            if first and watch is not None:
+                watch(step + 1, losses)
+            if first and (now - last > SAVE_EVERY or step + 1 == recipe.steps):
                 last = now
                 _save(
                     saved,

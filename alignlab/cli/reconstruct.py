@@ -15,15 +15,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from alignlab.restoration.quality import Mean
-
 SCHEMA = "alignlab.reconstruct/1"
 
 
 def reconstruct(
     encoder: list[str] = typer.Option(
         ["mae"],
-        help="mae, beit, vqgan, a local folder or file, or a hub id of a model with a decoder; may be repeated.",
+        help="mae, beit, vqgan, pca, a local folder or file, or a hub id of a model with a decoder; may be repeated.",
     ),
     decoder: str | None = typer.Option(
         None,
@@ -102,7 +100,8 @@ def reconstruct(
                 "checkpoint": done.checkpoint,
                 "decoder_checkpoint": done.decoder_checkpoint,
                 "size": done.size,
-                **{name: _figure(getattr(done, name)) for name in ("psnr", "ssim", "l1", "lpips")},
+                **{name: getattr(done, name).plain() for name in ("psnr", "ssim", "l1")},
+                "lpips": done.lpips and done.lpips.plain(),
                 "sets": [asdict(one) for one in done.sets],
                 "seconds": seconds,
             }
@@ -185,15 +184,6 @@ def _last_layer(encoder: Any) -> Callable[[Tensor], Tensor]:
         return layers[-1] if isinstance(layers, list) else layers[:, -1]
 
     return features
-
-
-def _figure(mean: Mean | None) -> dict[str, Any] | None:
-    """A mean as JSON, which has no inf: None where every value was infinite."""
-    if mean is None:
-        return None
-    if mean.infinite == mean.n:
-        return {"mean": None, "ci95": None, "infinite": mean.infinite}
-    return {"mean": mean.value, "ci95": list(mean.ci95), "infinite": mean.infinite}
 
 
 def show(console: Any, result: dict[str, Any], folder: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from alignlab.data.degradations import Task
     from alignlab.training import Recipe
 
 app = typer.Typer(help="Restore images through a frozen language model; first the decoder.", no_args_is_help=True)
@@ -116,6 +117,337 @@ def decoder(
     typer.echo(f"written: {folder}")
 
 
+@app.command()
+def train(
+    task: list[str] = typer.Option(
+        ["denoise"], help="denoise, deblur, derain, pepper, mask, rotate, flip or repeat; several share the adapters."
+    ),
+    encoder: str = typer.Option(
+        "mae", help="mae, beit, vqgan, pca, a path or a hub id, with a decoder; +position appends a position code."
+    ),
+    decoder: str | None = typer.Option(None, help="Another decoder behind a MAE, as reconstruct takes it."),
+    llm: str = typer.Option("smollm2", help="smollm2, a folder or a hub id; LLM@random has fresh weights."),
+    how: str = typer.Option("lm4lv", help="lm4lv, or what it is compared with: vit-llm, linear, mlp, transformer."),
+    features: str = typer.Option(
+        "whitened", help="Coordinates of the tokens: whitened (variances evened out), or raw as in the paper."
+    ),
+    task_tokens: int = typer.Option(10, help="Learned tokens a task."),
+    lora: int = typer.Option(0, help="Let the language model learn too, through updates of this rank (0: frozen)."),
+    causal: bool = typer.Option(False, "--causal", help="vit-llm only: keep the causal mask."),
+    rotary: bool = typer.Option(False, "--rotary", help="vit-llm only: keep the language model's positions."),
+    data: list[str] = typer.Option(
+        ["scenes"], help="scenes (rendered as needed) or a set as measure takes it; may be repeated, in equal shares."
+    ),
+    crops: int | None = typer.Option(
+        None, help="Learn from this many random square crops of a set's pictures, made once (default: whole pictures)."
+    ),
+    recipe: str = typer.Option(
+        "embedded", help="embedded, or paper: batch 256, rate 3e-4, 200 warm-up steps, 2 epochs."
+    ),
+    steps: int | None = typer.Option(None, help="Updates (default: the recipe's)."),
+    epochs: float | None = typer.Option(None, help="Passes over --data in place of --steps."),
+    batch_size: int | None = typer.Option(None, help="Images an update (default: the recipe's)."),
+    accumulate: int = typer.Option(1, help="Parts that a batch is computed in, one after another."),
+    lr: float | None = typer.Option(None, help="Peak rate (default: the recipe's)."),
+    warmup: int | None = typer.Option(None, help="Steps of rising rate (default: the recipe's)."),
+    n: int = typer.Option(256, "--n", help="Held-out images to measure on in the end; 0 for none."),
+    workers: int = typer.Option(0, help="Processes that read pictures."),
+    seed: int = typer.Option(0),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model; the adapters are float32."),
+    out: Path | None = typer.Option(None, help="Folder for the adapters; a run stopped there goes on."),
+    json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
+) -> None:
+    """Train LM4LV, or what it is compared with, to undo a degradation, the encoder and the language model frozen.
+
+    Example: alignlab restore train --task denoise --encoder mae --llm smollm2 --out runs/denoise
+    """
+    from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
+    from alignlab.restoration.design import Design
+    from alignlab.restoration.experiment import Experiment
+    from alignlab.restoration.experiment import run as perform
+
+    numbers = {"steps": steps, "epochs": epochs, "batch-size": batch_size, "crops": crops, "lr": lr}
+    _check_positive({**numbers, "accumulate": accumulate})
+    _check_whole({"workers": workers, "seed": seed, "n": n, "warmup": warmup})
+    where = pick_device(device)
+    folder = output_folder(out, "restore-train")
+    if json_file is not None:
+        check_writable(json_file.absolute().parent, "--json")
+    plan = Design(
+        how=how,
+        encoder=encoder,
+        decoder=decoder,
+        llm=llm,
+        tasks=tuple(task),
+        task_tokens=task_tokens,
+        features=features,
+        lora=lora,
+        causal=causal,
+        rotary=rotary,
+        seed=seed,
+    )
+    experiment = Experiment(
+        design=plan,
+        data=tuple(data),
+        recipe=_restore_recipe(recipe, tuple(data), steps, epochs, batch_size, lr, warmup, seed),
+        crops=crops,
+        n=n,
+    )
+    result = perform(experiment, folder, device=where, dtype=dtype, accumulate=accumulate, workers=workers)
+    if json_file is not None:
+        write_json(json_file, result)
+    if result["evaluations"]:
+        _show_evaluations(list(result["evaluations"].values()), how)
+    typer.echo(f"written: {folder}")
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: list[str] = typer.Option(..., help="A folder that restore train wrote, or a shipped one's name."),
+    data: list[str] = typer.Option(["scenes"], help="Images, as measure takes them; may be repeated."),
+    task: list[str] = typer.Option([], help="Default: all that the checkpoint learnt."),
+    n: int = typer.Option(256, "--n", help="Images of each set, evenly spread."),
+    fifth: bool = typer.Option(
+        False, "--held-out", help="Each fifth item alone, as training leaves them out (always so for sets learnt from)."
+    ),
+    strength: list[str] = typer.Option(
+        [], help="Degradations of another strength, as sigma=60,60 for denoise or rate=0.2,0.2 for mask."
+    ),
+    mode: str = typer.Option(
+        "forced", help="lm4lv: forced puts the opening marker there; free lets the model speak until it opens an image."
+    ),
+    encoder: str | None = typer.Option(None, help="Where the encoder is, if the checkpoint's name does not find it."),
+    llm: str | None = typer.Option(None, help="Where the language model is, likewise."),
+    batch_size: int = typer.Option(64, help="Images at once; changes the speed only."),
+    seed: int | None = typer.Option(None, help="Of the degradations (default: that of every evaluation here)."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
+    out: Path | None = typer.Option(None, help="Folder for result.json and pictures (default runs/restore-eval-TIME)."),
+    json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
+) -> None:
+    """Degrade, restore, compare: PSNR and SSIM of what was given, of encoder and decoder alone, and of the model.
+
+    Example: alignlab restore eval --checkpoint runs/denoise --data my-photos/
+    """
+    from dataclasses import asdict
+
+    from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
+    from alignlab.provenance import environment, shown
+    from alignlab.restoration.design import find, load
+    from alignlab.restoration.experiment import TEST_SEED, evaluate_on, open_test
+    from alignlab.restoration.pictures import save_grid
+
+    _check_positive({"n": n, "batch-size": batch_size})
+    if mode not in ("forced", "free"):
+        raise ValueError(f"--mode must be forced or free, got {mode!r}")
+    where = pick_device(device)
+    folder = output_folder(out, "restore-eval")
+    if json_file is not None:
+        check_writable(json_file.absolute().parent, "--json")
+    results: list[dict[str, Any]] = []
+    for name in checkpoint:
+        model, plan, described = load(name, device=where, dtype=dtype, encoder=encoder, llm=llm)
+        tasks = task or list(plan.tasks)
+        parameters = {one: _parameters(one, strength) for one in tasks}
+        learnt = described["about"]["data"]
+        for source in data:
+            test = open_test(source, [source] if fifth or shown(source) in learnt else [], n)
+            for one in tasks:
+                options = {"mode": mode} if model.how == "lm4lv" else {}
+                plain, found = evaluate_on(
+                    model,
+                    test,
+                    one,
+                    parameters=parameters[one],
+                    seed=TEST_SEED if seed is None else seed,
+                    batch_size=batch_size,
+                    **options,
+                )
+                label = "-".join((find(name).resolve().name, test.data.name, one))
+                save_grid(found.shown, folder / f"{label}.jpg", f"{one}, {model.how}")
+                row = {"checkpoint": find(name).resolve().name, "design": asdict(plan), "frozen": described["frozen"]}
+                results.append({**row, "picture": f"{label}.jpg", **plain})
+    result = {
+        "schema": "alignlab.restore-eval/1",
+        "results": results,
+        "config": {
+            "checkpoint": [find(name).resolve().name for name in checkpoint],
+            "data": [shown(source) for source in data],
+            **{"task": task, "n": n, "held_out": fifth, "strength": strength, "mode": mode, "seed": seed},
+            **{"batch_size": batch_size, "device": where, "dtype": dtype},
+        },
+        "environment": environment(where),
+    }
+    write_json(folder / "result.json", result)
+    if json_file is not None:
+        write_json(json_file, result)
+    _show_evaluations(results, "restored")
+    typer.echo(f"written: {folder}")
+
+
+@app.command()
+def apply(
+    image: list[Path] = typer.Argument(..., help="Pictures to restore."),
+    checkpoint: str = typer.Option(..., help="A folder that restore train wrote, or a shipped one's name."),
+    task: str | None = typer.Option(None, help="Default: the first that the checkpoint learnt."),
+    mode: str = typer.Option("forced", help="forced or free, as restore eval."),
+    encoder: str | None = typer.Option(None, help="Where the encoder is, if the checkpoint's name does not find it."),
+    llm: str | None = typer.Option(None, help="Where the language model is, likewise."),
+    batch_size: int = typer.Option(32, help="Images at once; changes the speed only."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
+    out: Path | None = typer.Option(None, help="Folder for the pictures (default runs/restore-apply-TIME)."),
+) -> None:
+    """Restore pictures and write them as PNG files, of the size that the encoder's decoder paints.
+
+    Example: alignlab restore apply noisy.png --task denoise --checkpoint runs/denoise
+    """
+    from torchvision.transforms.functional import to_pil_image
+
+    from alignlab.cli.common import output_folder, pick_device
+    from alignlab.data import read_image, resize, to_tensor
+    from alignlab.restoration.design import load
+
+    _check_positive({"batch-size": batch_size})
+    if mode not in ("forced", "free"):
+        raise ValueError(f"--mode must be forced or free, got {mode!r}")
+    import torch
+
+    where = pick_device(device)
+    pictures = [to_tensor(read_image(path))[None] for path in image]
+    model, plan, _ = load(checkpoint, device=where, dtype=dtype, encoder=encoder, llm=llm)
+    folder = output_folder(out, "restore-apply")
+    size = model.encoder.image_size
+    squares = torch.cat([resize(picture, size) for picture in pictures])
+    options = {"mode": mode} if model.how == "lm4lv" else {}
+    restored = model.restore(squares, task, batch_size=batch_size, **options)
+    chosen = task or plan.tasks[0]
+    taken: set[str] = set()
+    for path, made in zip(image, restored, strict=True):
+        name = f"{path.stem}-{chosen}"
+        while name in taken:
+            name += "-again"
+        taken.add(name)
+        to_pil_image(made.clamp(0, 1)).save(folder / f"{name}.png")
+    typer.echo(
+        f"read at {size} x {size} pixels, as {model.encoder.name} sees them, and painted at {restored.shape[-1]}"
+    )
+    typer.echo(f"written: {folder} ({len(image)} picture(s))")
+
+
+def _parameters(task: str, strength: list[str]) -> Task | None:
+    """The task's degradation with the fields that are given, "name=value" or "name=low,high" each."""
+    import ast
+    from dataclasses import fields, replace
+
+    from alignlab.data.degradations import NAMES, TASKS
+
+    if task not in TASKS:
+        raise ValueError(f"--task must be one of {', '.join(NAMES)}, got {task!r}")
+    if not strength:
+        return None
+    known = [field.name for field in fields(TASKS[task])]  # type: ignore[arg-type]  # every task is a dataclass
+    given = {}
+    for one in strength:
+        name, _, value = one.partition("=")
+        if name not in known:
+            raise ValueError(f"--strength of {task} takes {', '.join(known) or 'nothing'}, got {one!r}")
+        try:
+            given[name] = ast.literal_eval(value)
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"--strength must be NAME=NUMBER or NAME=LOW,HIGH, got {one!r}") from error
+    changed: Task = replace(TASKS[task], **given)  # type: ignore[type-var]
+    return changed
+
+
+def _show_evaluations(evaluations: list[dict[str, Any]], how: str) -> None:
+    """A table as the paper's Table 2, a row a task and set."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from alignlab.cli.common import console
+
+    table = Table(title="PSNR in dB / SSIM on images that training never saw", title_justify="left")
+    for heading in ("task", "data", "n", "degraded", "encoder + decoder", how, "gain (95% interval)", "misaligned"):
+        table.add_column(heading, no_wrap=heading != "data", justify="left" if heading in ("task", "data") else "right")
+    for one in evaluations:
+        cells = [_pair(one[column]) for column in ("degraded", "alone", "restored")]
+        low, high = one["gain"]["psnr"]["ci95"]
+        gain = f"{one['gain']['psnr']['mean']:+.2f} dB ({low:+.2f} to {high:+.2f})"
+        table.add_row(one["task"], escape(one["data"]["name"]), f"{one['n']}", *cells, gain, f"{one['misaligned']}")
+    console().print(table)
+
+
+def _pair(figures: dict[str, Any]) -> str:
+    psnr, ssim = figures["psnr"]["mean"], figures["ssim"]["mean"]
+    return f"{'inf' if psnr is None else f'{psnr:.2f}'} / {ssim:.3f}"
+
+
+def _check_positive(numbers: dict[str, float | None]) -> None:
+    import math
+
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be more than 0, got {value}")
+
+
+def _check_whole(numbers: dict[str, int | None]) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 0:
+            raise ValueError(f"--{name} must be 0 or more, got {value}")
+
+
+def _restore_recipe(
+    name: str,
+    data: tuple[str, ...],
+    steps: int | None,
+    epochs: float | None,
+    batch: int | None,
+    lr: float | None,
+    warmup: int | None,
+    seed: int,
+) -> Recipe:
+    """The named recipe with what was given in its place."""
+    import math
+    from dataclasses import replace
+
+    from alignlab.paper import LM4LV_RECIPE
+    from alignlab.restoration.fit import RECIPE
+
+    if name not in ("embedded", "paper"):
+        raise ValueError(f"--recipe must be embedded or paper, got {name!r}")
+    if steps is not None and epochs is not None:
+        raise ValueError("--steps and --epochs both say how long to train; give one")
+    plan = RECIPE
+    if name == "paper":
+        published = {key: LM4LV_RECIPE[key] for key in ("batch", "lr", "warmup")}
+        plan = replace(RECIPE, **published)
+        epochs = LM4LV_RECIPE["epochs"] if epochs is None and steps is None else epochs
+    plan = replace(
+        plan,
+        steps=steps or plan.steps,
+        batch=batch or plan.batch,
+        lr=lr or plan.lr,
+        warmup=plan.warmup if warmup is None else warmup,
+        seed=seed,
+    )
+    if epochs is not None:
+        plan = replace(plan, steps=max(math.ceil(epochs * _count(data) / plan.batch), 1))
+    return plan
+
+
+def _count(data: tuple[str, ...], all_items: bool = False) -> int:
+    """How many pictures there are to learn from."""
+    from alignlab.data import load_dataset
+    from alignlab.pretrain.pool import held_out
+
+    if "scenes" in data:
+        raise ValueError("--data scenes is rendered without an end, so that it has no epochs; give --steps")
+    sets = [load_dataset(source) for source in data]
+    return sum(len(one) - (0 if all_items else len(held_out(one))) for one in sets)
+
+
 def _recipe(
     name: str,
     data: tuple[str, ...],
@@ -131,21 +463,14 @@ def _recipe(
     import math
     from dataclasses import replace
 
-    from alignlab.data import load_dataset
     from alignlab.paper import DECODER_RECIPE
-    from alignlab.pretrain.pool import held_out
     from alignlab.restoration.decoder import RECIPE, paper_recipe
 
     if name not in ("embedded", "paper"):
         raise ValueError(f"--recipe must be embedded or paper, got {name!r}")
     if steps is not None and epochs is not None:
         raise ValueError("give --steps or --epochs, not both")
-    items = 0
-    if epochs is not None or (name == "paper" and steps is None):
-        if "scenes" in data:
-            raise ValueError("--data scenes is rendered without an end, so that it has no epochs; give --steps")
-        sets = [load_dataset(source) for source in data]
-        items = sum(len(one) - (0 if all_items else len(held_out(one))) for one in sets)
+    items = _count(data, all_items) if epochs is not None or (name == "paper" and steps is None) else 0
     if name == "paper":
         recipe = paper_recipe(items, batch or DECODER_RECIPE["batch"], epochs or DECODER_RECIPE["epochs"])
     else:

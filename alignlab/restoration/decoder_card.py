@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from alignlab.models.weights import sha256_file
 from alignlab.pretrain.card import loss_curve
 from alignlab.pretrain.evaluate import images_of
 from alignlab.pretrain.pool import held_out
-from alignlab.provenance import environment
+from alignlab.provenance import environment, shown
 from alignlab.restoration.decoder import RECIPE, Run
 from alignlab.restoration.pictures import save_grid
 from alignlab.restoration.quality import mean, psnr, ssim
@@ -130,8 +129,7 @@ def write_card(
         "encoder": encoder.checkpoint,
         "parameters": sum(p.numel() for p in encoder.model.decoder.parameters()),
         "sha256": sha256_file(run.out / DECODER_FILE),
-        # Folders are named, not located: where they lay is nobody's business.
-        "data": [_shown(source) for source in run.data],
+        "data": [shown(source) for source in run.data],
         "loss": run.loss,
         "crops": run.crops,
         "accumulate": run.accumulate,
@@ -145,15 +143,6 @@ def write_card(
     (run.out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     (run.out / "README.md").write_text(_text(run, encoder, card))
     return card
-
-
-def _shown(source: str) -> str:
-    """A source without the folders that it lies in."""
-    kind, colon, rest = source.rpartition(":")
-    path = Path(rest)
-    if path.is_file():
-        return f"{kind}{colon}{path.resolve().parent.name}/{path.name}"
-    return f"{kind}{colon}{path.resolve().name}" if path.is_dir() else source
 
 
 def _command(run: Run, encoder: MAEEncoder, card: dict[str, Any]) -> str:

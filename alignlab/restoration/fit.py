@@ -1,54 +1,75 @@
-"""Train LM4LV's adapters and task tokens on degraded pictures, the encoder and the language model frozen."""
+"""Train a restorer on degraded pictures, the encoder and the language model frozen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alignlab.data.degradations import pair
 from alignlab.paper import LM4LV_RECIPE
-from alignlab.restoration.lm4lv import LM4LV
-from alignlab.training import Recipe, descend, train
+from alignlab.provenance import shown
+from alignlab.restoration import design
+from alignlab.restoration.batches import picture_batches
+from alignlab.restoration.design import Design
+from alignlab.restoration.pictures import save_grid
+from alignlab.restoration.restorer import Restorer
+from alignlab.training import Processes, Recipe, descend, processes, train
 
-ADAPTERS = "adapters.safetensors"
-
-# The paper's recipe but for its size: batch 256 and two epochs of 595,375 images are 4,651 steps on four A100s.
+# The paper's recipe but for its size and its rate: batch 256 and two epochs of 595,375 images are 4,651 steps on four
+# A100s. Few steps want a higher rate than its 3e-4.
 RECIPE = Recipe(
-    steps=1500,
-    batch=16,
-    lr=1e-3,
-    warmup=50,
+    steps=500,
+    batch=8,
+    lr=3e-3,
+    warmup=20,
     weight_decay=LM4LV_RECIPE["weight_decay"],
     betas=LM4LV_RECIPE["betas"],
     clip=LM4LV_RECIPE["clip"],
     schedule=LM4LV_RECIPE["schedule"],
 )
+FITTED_ON = 512  # clean pictures that the whitening is fitted on
+SAMPLES, SHOWN = 10, 8  # grids of sample pictures in a run, and pictures in one
+LOG_EVERY = 10  # steps between two points of the TensorBoard curves
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: on what, how, to where. Step s learns the task s modulo their number."""
+    """One training: on what, how, to where. With several tasks step s learns the task s modulo their number.
+
+    `crops` and `workers` are those of `picture_batches`; of a batch one part in `accumulate` is in memory at a time.
+    """
 
     data: tuple[str, ...]
     out: Path
-    tasks: tuple[str, ...] = ("denoise",)
     recipe: Recipe = field(default_factory=lambda: RECIPE)
     crops: int | None = None
+    all_items: bool = False
+    accumulate: int = 1
     device: str = "cpu"
     workers: int = 0
+
+    def batches(self, size: int) -> Callable[[int], Tensor]:
+        """Step -> the clean pictures of that step, `[batch, 3, size, size]`."""
+        recipe = self.recipe
+        return picture_batches(
+            self.data, size, recipe.batch, recipe.seed, crops=self.crops, all_items=self.all_items, workers=self.workers
+        )
 
 
 class Restoring:
     """What `train` runs: each step spoils its pictures anew, from the recipe's seed and the pictures' number alone."""
 
-    def __init__(self, model: LM4LV, tasks: tuple[str, ...], recipe: Recipe) -> None:
-        self.model, self.tasks, self.recipe = model, tasks, recipe
+    def __init__(self, model: Restorer, recipe: Recipe, accumulate: int = 1, among: Processes | None = None) -> None:
+        self.model, self.recipe, self.accumulate = model, recipe, accumulate
+        self.among = among or Processes()
+        if recipe.batch < self.among.count:
+            raise ValueError(f"a batch of {recipe.batch} cannot be shared by {self.among.count} processes")
         self.modules = nn.ModuleDict({"model": model})
         optimiser = torch.optim.AdamW(
             list(model.trainable()), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
@@ -56,40 +77,118 @@ class Restoring:
         self.optimisers: dict[str, torch.optim.Optimizer] = {"model": optimiser}
 
     def step(self, images: Tensor, done: float) -> dict[str, float]:
-        number = round(done * self.recipe.steps)
-        task = self.tasks[number % len(self.tasks)]
+        model, number = self.model, round(done * self.recipe.steps)
+        task = model.tasks[number % len(model.tasks)]
         low, high = pair(images, task, seed=self.recipe.seed, first=number * len(images))
-        losses = self.model(self.model.encoder.encode(low), self.model.encoder.encode(high), task)
-        descend(self.optimisers["model"], losses.total, self.recipe.clip)
-        return {"visual": float(losses.visual.detach()), "text": float(losses.text.detach())}
+        found = torch.zeros(2, device=images.device)
+
+        def losses() -> Iterator[Tensor]:
+            for part in self.among.part(torch.stack([low, high], 1)).chunk(self.accumulate):  # [b, 2, 3, H, W]
+                tokens = model.encoder.encode(part.flatten(0, 1)).unflatten(0, (-1, 2))  # [b, 2, T, D]
+                share = len(part) / len(images)
+                loss = model(tokens[:, 0], tokens[:, 1], task)
+                found.add_(share * torch.stack([loss.visual.detach(), loss.text.detach()]).to(found))
+                yield share * loss.total
+
+        descend(self.optimisers["model"], losses(), self.recipe.clip, self.among)
+        visual, text = self.among.total(found).tolist()
+        return {"visual": visual, "text": text} if model.says_words else {"visual": visual}
 
 
-def fit(model: LM4LV, run: Run, batches: Callable[[int], Tensor]) -> dict[str, Any]:
-    """Train `model` on `batches(step)` (resuming what `run.out` holds) and write its parameters there; what `train` returns."""
-    about = {"encoder": model.encoder.checkpoint, "llm": model.llm.checkpoint, "tasks": run.tasks, "data": run.data}
-    history = train(
-        Restoring(model, run.tasks, run.recipe), batches, run.recipe, run.out, "train LM4LV", run.device, about
-    )
-    save_adapters(model, run.out)
+def clean(run: Run) -> Callable[[int], Tensor]:
+    """Image size -> clean training pictures `[N, 3, size, size]`, those of the first steps: what `design.build` takes."""
+
+    def pictures(size: int) -> Tensor:
+        draw, found = run.batches(size), list[Tensor]()
+        while sum(map(len, found)) < FITTED_ON:
+            found.append(draw(len(found)))
+        return torch.cat(found)[:FITTED_ON]
+
+    return pictures
+
+
+@contextmanager
+def plain_attention(model: Restorer) -> Iterator[None]:
+    """On a CPU torch's fused attention takes longer backwards in bfloat16 than products of matrices do
+    (benchmarks/restoration.py); the numbers are the same but for rounding.
+    """
+    llm = model.llm
+    if llm is None or llm.device.type != "cpu" or llm.dtype != torch.bfloat16:
+        yield
+        return
+    before = llm.model.config._attn_implementation
+    llm.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        llm.model.set_attn_implementation(before)
+
+
+def fit(
+    model: Restorer,
+    plan: Design,
+    run: Run,
+    batches: Callable[[int], Tensor] | None = None,
+    samples: Tensor | None = None,
+) -> dict[str, Any]:
+    """Train `model` (resuming what `run.out` holds) and write it there with its design; what `train` returns.
+
+    `batches` are by default those of `run.data`. `samples`, clean pictures `[N, 3, H, W]`, are degraded and restored now
+    and then, and written to `samples/`; TensorBoard's curves are in `logs/`. Raises ValueError for a folder with another
+    run, RuntimeError where a loss is not finite; the last good state stays.
+    """
+    among = processes(run.device)
+    identity = {
+        "design": asdict(plan),
+        "frozen": design.frozen_parts(model),
+        "data": run.data,
+        "crops": run.crops,
+        "held out": not run.all_items,
+    }
+    goal = Restoring(model, run.recipe, run.accumulate, among)
+    draw = batches or run.batches(model.encoder.image_size)
+    with plain_attention(model), _watching(model, run, samples) as watch:
+        history = train(goal, draw, run.recipe, run.out, f"train {model.how}", run.device, about=identity, watch=watch)
+    if among.rank == 0:
+        design.save(
+            model, plan, run.out, {"data": [shown(source) for source in run.data], "recipe": asdict(run.recipe)}
+        )
     return history
 
 
-def save_adapters(model: LM4LV, folder: Path) -> None:
-    """The two adapters and the task tokens, with the names of the models that they belong between."""
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"format": "pt", "encoder": model.encoder.checkpoint, "llm": model.llm.checkpoint}
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / ADAPTERS, metadata=about
-    )
-    (folder / ADAPTERS).chmod(0o644)  # safetensors makes it readable to its owner alone
+@contextmanager
+def _watching(model: Restorer, run: Run, samples: Tensor | None) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """What is called after every step: curves for TensorBoard, and sample pictures ten times in a run."""
+    from torch.utils.tensorboard import SummaryWriter
 
+    writer = SummaryWriter(str(run.out / "logs")) if processes(run.device).rank == 0 else None
+    every = max(run.recipe.steps // SAMPLES, 1)
 
-def load_adapters(model: LM4LV, folder: Path) -> None:
-    """Put the parameters of a folder into `model`; ValueError where they are another model's."""
+    def watch(done: int, losses: dict[str, float]) -> None:
+        if writer is None:
+            return
+        if done % LOG_EVERY == 0 or done == run.recipe.steps:
+            for name, value in losses.items():
+                writer.add_scalar(f"loss/{name}", value, done)
+        if samples is not None and (done % every == 0 or done == run.recipe.steps):
+            model.eval()
+            for task in model.tasks:
+                rows = sample_rows(model, samples, task, run.recipe.seed)
+                path = run.out / "samples" / f"{task}-{done:06d}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_grid(rows, path, f"{task}, step {done:,}")
+                for label, images in rows.items():
+                    writer.add_images(f"{task}/{label}", images, done)
+            model.train()
+
     try:
-        model.load_state_dict(load_file(folder / ADAPTERS))
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"{folder / ADAPTERS} does not fit {model.encoder.name} and {model.llm.name}: {reason}"
-        ) from error
+        yield watch
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def sample_rows(model: Restorer, images: Tensor, task: str, seed: int) -> dict[str, Tensor]:
+    """Clean images `[N, 3, H, W]` -> what the model was given, what it made of it, and what it should have made."""
+    low, high = pair(images, task, seed=seed)
+    return {"given": low, model.how: model.restore(low.to(images.device), task), "truth": high}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,6 +96,12 @@ class Mean:
     ci95: tuple[float, float]
     n: int
     infinite: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON, which has no inf: None where every value was infinite."""
+        if self.infinite == self.n:
+            return {"mean": None, "ci95": None, "infinite": self.infinite}
+        return {"mean": self.value, "ci95": list(self.ci95), "infinite": self.infinite}
 
 
 def mean(values: Tensor, resamples: int = 2000, seed: int = 0) -> Mean:

@@ -1,0 +1,203 @@
+"""What is trained, in a few plain words: which restorer, between which encoder and language model, for which tasks.
+
+A design builds its restorer anew; with the adapters' file it is the trained one again. The file's metadata holds the
+design and the hashes of the frozen models, so that adapters are never put between models they were not trained with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from alignlab.data.degradations import NAMES as TASKS
+from alignlab.models import load_llm
+from alignlab.models.catalogue import BY_NAME
+from alignlab.paths import shipped
+from alignlab.restoration.coordinates import Whitened, open_encoder, whitened
+from alignlab.restoration.restorer import Restorer
+
+ADAPTERS = "adapters.safetensors"
+HOWS = ("lm4lv", "vit-llm", "linear", "mlp", "transformer")
+FEATURES = ("whitened", "raw")
+SHIPPED: tuple[str, ...] = ()  # adapters that come with alignlab
+# Half of the way to equal variances: about how much a direction of mae-tiny's tokens matters for the decoded picture.
+POWER, FLOOR = 0.25, 0.002
+SAMPLE = 64  # pictures whose tokens say how the adapters begin
+COORDINATES = "coordinates."  # what the whitening's tensors are called in the file
+
+
+@dataclass(frozen=True)
+class Design:
+    """`how`: one of `HOWS`. `features`: the coordinates in which tokens are learnt, "raw" as the paper has it, or
+    "whitened", the encoder's features with their variances evened out: a linear change that two linear adapters could
+    make themselves, given enough steps. `llm` is read by experts too, whose size follows its width. `lora` is a rank, 0
+    for none; `causal` and `rotary` are for "vit-llm".
+
+    Raises ValueError for what there is not.
+    """
+
+    how: str = "lm4lv"
+    encoder: str = "mae"
+    decoder: str | None = None
+    llm: str = "smollm2"
+    tasks: tuple[str, ...] = ("denoise",)
+    task_tokens: int = 10
+    features: str = "whitened"
+    lora: int = 0
+    causal: bool = False
+    rotary: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("how", self.how, HOWS), ("features", self.features, FEATURES)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        for task in self.tasks:
+            if task not in TASKS:
+                raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+        if self.lora < 0:
+            raise ValueError(f"lora must be a rank of 1 or more, or 0 for none, got {self.lora}")
+        if self.lora and self.how != "lm4lv":
+            raise ValueError(f"lora is for lm4lv, whose language model it lets learn; {self.how} has none that learns")
+        if (self.causal or self.rotary) and self.how != "vit-llm":
+            raise ValueError(f"causal and rotary are for vit-llm; {self.how} is as it is")
+
+    @property
+    def reads_llm(self) -> bool:
+        return self.how in ("lm4lv", "vit-llm")
+
+
+def build(
+    design: Design,
+    pictures: Callable[[int], Tensor] | None = None,
+    *,
+    device: str = "cpu",
+    dtype: str = "bfloat16",
+    coordinates: dict[str, Tensor] | None = None,
+) -> Restorer:
+    """The untrained restorer of a design; `dtype` is the language model's.
+
+    Whitening comes from `coordinates`, or is fitted on `pictures(size)`, clean training images `[N, 3, size, size]`. Raises
+    ValueError as the models do, and for an encoder without a decoder.
+    """
+    encoder = open_encoder(design.encoder, device=device, decoder=design.decoder)
+    if not hasattr(encoder, "decode"):
+        raise ValueError(
+            f"{encoder.name} has no decoder; --encoder takes a MAE, a BEiT with its dVAE, a VQGAN or pca here"
+        )
+    clean = None if pictures is None else pictures(encoder.image_size)
+    if coordinates:
+        encoder = Whitened.from_state(encoder, coordinates)
+    elif design.features == "whitened":
+        if clean is None:
+            raise ValueError("whitened features need pictures to be fitted on, or coordinates")
+        encoder = whitened(encoder, clean, power=POWER, floor=FLOOR)
+    # What is loaded afterwards needs no beginning.
+    sample = None if clean is None else encoder.encode(clean[:SAMPLE])
+    tasks, seed = design.tasks, design.seed
+    if design.how == "lm4lv":
+        from alignlab.restoration.lm4lv import LM4LV
+
+        llm = load_llm(design.llm, device=device, dtype=dtype)
+        return LM4LV(encoder, llm, design.task_tokens, tasks=tasks, seed=seed, sample=sample, lora=design.lora)
+    if design.how == "vit-llm":
+        from alignlab.restoration.vit_llm import ViTLLM
+
+        llm = load_llm(design.llm, device=device, dtype=dtype)
+        free = {"bidirectional": not design.causal, "rotary": design.rotary}
+        return ViTLLM(encoder, llm, design.task_tokens, **free, tasks=tasks, seed=seed, sample=sample)
+    from alignlab.restoration import experts
+
+    if design.how == "linear":
+        return experts.Linear(encoder, tasks=tasks, seed=seed, sample=sample)
+    parameters = experts.like_lm4lv(encoder.width, _llm_width(design.llm), design.task_tokens, tasks)
+    expert = experts.MLP if design.how == "mlp" else experts.Transformer
+    return expert(encoder, parameters, tasks=tasks, seed=seed, sample=sample)
+
+
+def _llm_width(name: str) -> int:
+    """A language model's width, without its weights where its name is known."""
+    known = BY_NAME.get(name)
+    return known.width if known is not None and known.width else load_llm(name).width
+
+
+def frozen_parts(model: Restorer) -> dict[str, str]:
+    """The checkpoints between which `model` learns, with their hashes; whitening is no part of them."""
+    encoder = model.encoder.encoder if isinstance(model.encoder, Whitened) else model.encoder
+    parts = {
+        "encoder": encoder.checkpoint,
+        "decoder": getattr(encoder, "decoder_checkpoint", encoder.checkpoint),
+    }
+    return parts if model.llm is None else {**parts, "llm": model.llm.checkpoint}
+
+
+def save(model: Restorer, design: Design, folder: Path, about: dict[str, Any] | None = None) -> None:
+    """What was trained, with the design, the frozen models' names and `about` (plain values) beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if isinstance(model.encoder, Whitened):
+        state |= {COORDINATES + k: v.cpu().contiguous() for k, v in model.encoder.state().items()}
+    described = {"design": asdict(design), "frozen": frozen_parts(model), "about": about or {}}
+    save_file(state, folder / ADAPTERS, metadata={"format": "pt", "alignlab": json.dumps(described)})
+    (folder / ADAPTERS).chmod(0o644)  # safetensors makes it readable to its owner alone
+
+
+def read(folder: Path) -> tuple[Design, dict[str, Any], dict[str, Tensor]]:
+    """The design, the description and the tensors that `save` wrote; ValueError for anything else."""
+    path = folder / ADAPTERS
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; give a folder that `alignlab restore train` wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {})["alignlab"])
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dict
+        given = described["design"]
+        return Design(**{**given, "tasks": tuple(given["tasks"])}), described, state
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no file of `alignlab restore train`, or a damaged one") from error
+
+
+def find(name: str) -> Path:
+    """The folder of trained adapters: a shipped one's by its name, any other by its path."""
+    return shipped("checkpoints", name) if name in SHIPPED else Path(name).expanduser()
+
+
+def load(
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "bfloat16",
+    encoder: str | None = None,
+    llm: str | None = None,
+) -> tuple[Restorer, Design, dict[str, Any]]:
+    """A trained restorer from a folder or a shipped one's name, its design and the description in its file.
+
+    `encoder` and `llm` say where the frozen models are where their names of then do not find them. Raises ValueError
+    where a frozen model is not the one it was trained with, by hash.
+    """
+    folder = find(name)
+    design, described, state = read(folder)
+    coordinates = {k.removeprefix(COORDINATES): v for k, v in state.items() if k.startswith(COORDINATES)}
+    wanted = replace(design, encoder=encoder or design.encoder, llm=llm or design.llm)
+    model = build(wanted, device=device, dtype=dtype, coordinates=coordinates)
+    ours, theirs = frozen_parts(model), described["frozen"]
+    for part in theirs:
+        if ours.get(part) != theirs[part]:
+            raise ValueError(
+                f"{folder / ADAPTERS} was trained with the {part} {theirs[part]}, and this is {ours.get(part)}; give "
+                f"the one it was trained with (--{part})"
+            )
+    adapters = {k: v for k, v in state.items() if not k.startswith(COORDINATES)}
+    try:
+        model.load_state_dict(adapters)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder / ADAPTERS} does not hold what its design asks for: {reason}") from error
+    return model.eval(), design, described
