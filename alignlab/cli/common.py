@@ -50,9 +50,10 @@ def laboratory(encoders: list[str], llm: str | None, data: str) -> str:
     `llm` is None where no language model takes part.
     """
     from alignlab import paper
+    from alignlab.data.named import SCENES
     from alignlab.models.registry import EMBEDDED, SHIPPED
 
-    if all(e in EMBEDDED or e in SHIPPED for e in encoders) and llm in (None, "smollm2") and data == "scenes":
+    if all(e in EMBEDDED or e in SHIPPED for e in encoders) and llm in (None, "smollm2") and data in SCENES:
         return "embedded"
     models, sets = paper.MODELS.values(), paper.DATA
     if all(e in models for e in encoders) and llm in (None, paper.MODELS["llm"]) and data.partition(":")[0] in sets:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,9 @@ class NamedData:
     get: str = ""
 
 
+SCENES = ("scenes", "scenes-train")
+TRAINING_SCENES = 8000  # unless told otherwise: some minutes of rendering
+
 NAMED = {
     data.name: data
     for data in (
@@ -48,6 +52,16 @@ NAMED = {
             licence="Apache-2.0, as alignlab",
             source="data/scenes in alignlab's repository; made by `alignlab data render`",
             needs="nothing: it comes with alignlab",
+        ),
+        NamedData(
+            name="scenes-train",
+            what="scenes to learn from, of the same generator; none of them is among `scenes`",
+            split="train",
+            items=TRAINING_SCENES,
+            captions="5",
+            licence="Apache-2.0, as alignlab",
+            source="rendered on first use, 96 px, kept in alignlab's cache folder",
+            needs="nothing; scenes-train:N is the first N",
         ),
         NamedData(
             name="wit1024",
@@ -115,6 +129,8 @@ def is_here(data: NamedData) -> bool | None:
     """Whether the set opens by its name alone without the hub; None for what is always given a folder."""
     if data.name == "scenes":
         return shipped("scenes", "captions.jsonl").is_file()
+    if data.name == "scenes-train":
+        return True
     if not data.hub:
         return None
     if importlib.util.find_spec("datasets") is None:
@@ -137,6 +153,8 @@ def open_named(source: str) -> Opened:
     if parsed is None:
         raise ValueError(f"no published set {source!r}; there are {', '.join(NAMED)}")
     data, given = parsed
+    if data.name == "scenes-train":
+        return _training_scenes(data, given)
     if not given:
         if not data.hub:
             raise ValueError(f"{data.name} needs its files: {_how(data)}; then give their folder: {data.name}:FOLDER")
@@ -146,6 +164,16 @@ def open_named(source: str) -> Opened:
         raise ValueError(f"{source}: there is no {path}; {_how(data)}")
     where = {"wit1024": _copy, "nocaps": _nocaps, "llava595k": _llava, "imagenet": _imagenet}[data.name]
     return where(data, path)
+
+
+def _training_scenes(data: NamedData, given: str) -> Opened:
+    from alignlab.data.rendered import training_scenes
+    from alignlab.data.sources import read_jsonl
+
+    if not re.fullmatch(r"([1-9]\d{0,6})?", given):
+        raise ValueError(f"{data.name}:{given}: give a number of scenes in 1..9999999, or none for {data.items:,}")
+    captions = training_scenes(int(given or data.items)) / "captions.jsonl"
+    return Opened(data.name, str(captions), read_jsonl(captions))
 
 
 def _how(data: NamedData) -> str:

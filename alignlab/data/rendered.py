@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from PIL import Image
 
 from alignlab.data.describe import describe
 from alignlab.data.render import render
 from alignlab.data.scenes import Scene, sample_scene
+from alignlab.paths import home
 from alignlab.progress import progress
+
+TRAINING_SIZE = 96  # pixels of a training scene: what the embedded models read, and a third more
+VERSION = 1  # of what a training scene looks like
 
 
 def labels(scene: Scene) -> dict[str, Any]:
@@ -51,3 +57,19 @@ def write_scenes(folder: Path, n: int = 1024, split: str = "eval", size: int = 2
             lines.append(json.dumps(line))
             tick(len(lines))
     (folder / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def training_scenes(n: int) -> Path:
+    """The folder of the first `n` scenes of the training split, 96 px, rendered now if they are not in the cache.
+
+    Raises ValueError for n < 1, OSError where the cache cannot be written.
+    """
+    folder = home() / "scenes" / f"train-{n}-v{VERSION}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+            write_scenes(unfinished, n, "train", TRAINING_SIZE)
+            unfinished.replace(folder)
+    return folder

@@ -30,7 +30,7 @@ from alignlab.data.entries import (
 from alignlab.paths import shipped
 
 ACCEPTED = (
-    "'scenes', 'wit1024', 'nocaps', 'nocaps:FOLDER', 'llava595k:FOLDER', 'imagenet:FOLDER', "
+    "'scenes', 'scenes-train[:N]', 'wit1024', 'nocaps', 'nocaps:FOLDER', 'llava595k:FOLDER', 'imagenet:FOLDER', "
     "a folder (with captions.jsonl, or with a .txt beside each image), "
     "a .jsonl or .csv file, or 'hf:NAME[@REVISION][:SPLIT]'"
 )
@@ -43,6 +43,7 @@ def load_dataset(source: str | Path, *, n: int | None = None, skip_bad: bool = F
     Args:
         source: one of
             * `"scenes"`, the scenes that come with alignlab (a folder of that name: `"./scenes"`);
+            * `"scenes-train"`, or `"scenes-train:N"`: scenes to learn from, rendered on first use and kept;
             * a published set: `"wit1024"` and `"nocaps"` from the hub or, with `":FOLDER"`, from a copy of its files;
               `"llava595k:FOLDER"`; `"imagenet:FOLDER"` (any folder of class folders). `alignlab data show NAME` says
               what each is and how to get it; NoCaps' json gives `meta["domain"]`;
@@ -64,7 +65,7 @@ def load_dataset(source: str | Path, *, n: int | None = None, skip_bad: bool = F
 
     >>> load_dataset("scnes")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: no data set 'scnes'; did you mean 'scenes'? Accepted: 'scenes', 'wit1024', ...
+    ValueError: no data set 'scnes'; did you mean 'scenes'? Accepted: 'scenes', 'scenes-train[:N]', ...
     """
     opened = _open(source)
     entries: list[Entry] = []
@@ -106,7 +107,7 @@ def _open(source: str | Path) -> Opened:
         captions = shipped("scenes", "captions.jsonl")
         if not captions.is_file():
             raise FileNotFoundError(f"{captions}: no such file; it comes with alignlab: install it again")
-        return Opened("scenes", str(captions), _read_jsonl(captions))
+        return Opened("scenes", str(captions), read_jsonl(captions))
     if isinstance(source, str) and source.startswith("hf:"):
         from alignlab.data.hub import open_hub
 
@@ -122,11 +123,11 @@ def _open(source: str | Path) -> Opened:
     if path.is_dir():
         captions = path / "captions.jsonl"
         if captions.is_file():
-            return Opened(folder_name, str(captions), _read_jsonl(captions))
+            return Opened(folder_name, str(captions), read_jsonl(captions))
         return Opened(folder_name, str(path), _read_folder(path), _when_folder_is_empty(path))
     name = folder_name if path.name == "captions.jsonl" else path.stem
     if path.suffix.lower() == ".jsonl":
-        return Opened(name, str(path), _read_jsonl(path))
+        return Opened(name, str(path), read_jsonl(path))
     if path.suffix.lower() == ".csv":
         return Opened(name, str(path), _read_csv(path), "add one row an item under the header")
     raise ValueError(f"{path}: not a data set; accepted: {ACCEPTED}")
@@ -180,7 +181,7 @@ def _read_folder(folder: Path) -> Iterator[Entry | Bad]:
             yield Bad(image.name, str(error))
 
 
-def _read_jsonl(path: Path) -> Iterator[Entry | Bad]:
+def read_jsonl(path: Path) -> Iterator[Entry | Bad]:
     seen: dict[str, int] = {}
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():

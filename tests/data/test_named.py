@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from alignlab.data import load_dataset, sources
-from alignlab.data.named import NAMED, is_here, open_named
+from alignlab.data.named import NAMED, SCENES, is_here, open_named
 
 COLOURS = ("red", "lime", "blue")
 
@@ -49,13 +49,13 @@ def test_every_set_tells_what_it_is(name: str) -> None:
     assert data.items > 0
     for text in (data.what, data.split, data.captions, data.licence, data.source, data.needs):
         assert text.strip() == text != ""
-    assert data.hub or data.files or name == "scenes"
+    assert data.hub or data.files or name in SCENES
 
 
 def test_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
-    assert [is_here(NAMED[name]) for name in NAMED] == [True, False, False, None, None]
+    assert [is_here(NAMED[name]) for name in NAMED] == [True, True, False, False, None, None]
     for prepared in ("minhuh___prh", "HuggingFaceM4___no_caps"):
         (tmp_path / prepared).mkdir()
     assert is_here(NAMED["wit1024"])
@@ -81,7 +81,7 @@ def test_near_names() -> None:
     assert "did you mean 'wit1024'?" in refusal("WIT-1024")
     assert "did you mean 'llava595k:/data/llava'?" in refusal("llava595:/data/llava")
     assert "did you mean 'imagenet'?" in refusal("imagnet")
-    with pytest.raises(ValueError, match="no published set 'photos'; there are scenes, wit1024"):
+    with pytest.raises(ValueError, match="no published set 'photos'; there are scenes, scenes-train, wit1024"):
         open_named("photos")
 
 
@@ -544,3 +544,28 @@ def test_names_do_not_import_torch(tmp_path: Path) -> None:
     code = f"import sys, alignlab; alignlab.load_dataset('llava595k:{tmp_path}'); sys.exit('torch' in sys.modules)"
     root = Path(sources.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+def test_training_scenes_are_rendered_once_and_are_no_evaluation_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path))
+    data = load_dataset("scenes-train:3")
+    assert (data.name, len(data), data[0].image.size) == ("scenes-train", 3, (96, 96))
+    assert all(len(captions) == 5 for captions in data.captions)
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+    again = load_dataset("scenes-train:3")
+    assert again.fingerprint == data.fingerprint
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")} == made
+    known = set(load_dataset("scenes").captions)
+    assert not known & set(data.captions)
+    # A rendering that was killed is begun again.
+    (folder,) = (path for path in (tmp_path / "scenes").iterdir() if path.is_dir())
+    folder.rename(folder.with_suffix(".unfinished"))
+    assert load_dataset("scenes-train:3").fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many", "1.5"])
+def test_a_number_of_training_scenes_is_one(count: str) -> None:
+    with pytest.raises(ValueError, match="give a number of scenes"):
+        load_dataset(f"scenes-train:{count}")
