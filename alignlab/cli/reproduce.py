@@ -1,0 +1,337 @@
+"""`alignlab reproduce`: the paper's tables and figures, with its numbers beside what comes out here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from alignlab.restoration.reproduction import Place
+    from alignlab.restoration.targets import Lab, Target
+
+SCHEMA, PLAN_SCHEMA = "alignlab.reproduce/1", "alignlab.reproduce-plan/1"
+
+
+def reproduce(
+    target: str = typer.Argument(..., help="table2, table3, table7, fig4, fig5, fig6 or fig7."),
+    lab: str = typer.Option(
+        "embedded", help="embedded: small models that come along, on scenes; paper: the paper's (a GPU, the hub)."
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print runs, downloads, memory and time; do nothing."),
+    images: int | None = typer.Option(
+        None, help="Images that every run of the comparison learns from (default: the laboratory's recipe)."
+    ),
+    n: int = typer.Option(256, "--n", help="Held-out images to measure on."),
+    only: list[str] = typer.Option([], help="Only these rows, or those like 'rotate/*'; may be repeated."),
+    longest: bool = typer.Option(
+        False,
+        "--longest",
+        help="table2: a row takes its longest finished run under --runs, and says how long that was.",
+    ),
+    no_train: bool = typer.Option(False, "--no-train", help="Report what is finished; the rest is shown as missing."),
+    data: list[str] = typer.Option(
+        [], help="Other sets to learn from, as `restore train` takes them; may be repeated."
+    ),
+    test: list[str] = typer.Option([], help="Other sets to measure on; may be repeated."),
+    runs: Path | None = typer.Option(
+        None, help="Folder of the runs, reused by all targets (default runs/reproduce/LAB)."
+    ),
+    accumulate: int | None = typer.Option(
+        None, help="Parts that a batch is computed in, one after another (default: the laboratory's)."
+    ),
+    seed: int = typer.Option(0),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    out: Path | None = typer.Option(
+        None, help="Folder for result.json and pictures (default runs/reproduce-TARGET-TIME)."
+    ),
+    json_file: Path | None = typer.Option(None, "--json", help="Write the result, or the plan, to this file too."),
+) -> None:
+    """Reproduce a table or figure of the LM4LV paper: train what is missing, reuse what is finished, compare.
+
+    A run that was stopped goes on, and one that several targets need is trained once.
+
+    Example: alignlab reproduce table3 --lab embedded --dry-run
+    """
+    from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
+    from alignlab.restoration import reproduction, targets
+    from alignlab.training import processes
+
+    laboratory = targets.open_lab(lab)
+    if accumulate is not None and accumulate < 1:
+        raise ValueError(f"--accumulate must be 1 or more, got {accumulate}")
+    if seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {seed}")
+    what = targets.target(target, laboratory, images=images, n=n, data=tuple(data), test=tuple(test), seed=seed).only(
+        only
+    )
+    where = runs or Path("runs") / "reproduce" / lab
+    parts = accumulate or laboratory.accumulate
+    found = reproduction.places(what, laboratory, where, take_longest=longest)
+    if dry_run:
+        described = plan(what, laboratory, found, parts, None if lab == "paper" else pick_device(device))
+        if json_file is not None:
+            write_json(json_file, described)
+        show_plan(console(), described)
+        return
+    if not no_train and any(place.standing.state != "done" for place in found):
+        reproduction.refuse_others(found)
+        _refuse_what_cannot_run(laboratory, found, device)
+    chosen = pick_device(device)
+    first = processes(chosen).rank == 0
+    if first:
+        folder = output_folder(out, f"reproduce-{target}")
+        if json_file is not None:
+            check_writable(json_file.absolute().parent, "--json")
+    if not no_train:
+        for number, place in enumerate(found, 1):
+            if first and place.standing.state != "done":
+                typer.echo(f"run {number} of {len(found)}: {place.row.name} -> {place.where}", err=True)
+            reproduction.perform(place, device=chosen, accumulate=parts)
+        found = reproduction.places(what, laboratory, where, take_longest=longest)
+    if not first:
+        return
+    config = {
+        **{
+            "target": target,
+            "lab": lab,
+            "images": images,
+            "n": n,
+            "only": only,
+            "longest": longest,
+            "no_train": no_train,
+        },
+        **{"data": data, "test": test, "accumulate": parts, "seed": seed, "device": chosen},
+    }
+    described = result(what, laboratory, found, config, folder)
+    write_json(folder / "result.json", described)
+    if json_file is not None:
+        write_json(json_file, described)
+    show(console(), described, folder)
+
+
+def _refuse_what_cannot_run(lab: Lab, found: list[Place], device: str) -> None:
+    """Say before hours of work what is missing. Raises RuntimeError, or ValueError for data that cannot be opened."""
+    from alignlab.cli.common import pick_device
+    from alignlab.data import load_dataset
+    from alignlab.restoration.estimate import missing_data, needs
+
+    missing = []
+    if lab.name == "paper" and pick_device(device) == "cpu":
+        missing.append("no CUDA GPU (its language models have billions of parameters)")
+    todo = [place.row.experiment for place in found if place.standing.state != "done"]
+    absent = [need for need in needs([one.design for one in todo]) if not need.fetched_alone]
+    if absent:
+        names = " ".join(need.name for need in absent)
+        gated = [need.name for need in absent if need.known is not None and need.known.gated]
+        licence = f"; {', '.join(gated)}: accept the licence on the hub and run hf auth login first" if gated else ""
+        missing.append(f"weights that are not here (alignlab models fetch {names}{licence})")
+    sources = tuple(dict.fromkeys(source for one in todo for source in (*one.data, *one.test)))
+    missing += [f"data, {one}" for one in missing_data(sources)]
+    if missing:
+        raise RuntimeError(
+            f"--lab {lab.name} cannot run here: {'; '.join(missing)}. --dry-run prints the plan; --data and --test name "
+            "copies of the data"
+        )
+    for source in sources:
+        load_dataset(source)
+
+
+def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | None) -> dict[str, Any]:
+    """What would be done, as plain values. `device` is where the rate of work is measured, None for the paper's GPUs."""
+    from alignlab.restoration import estimate
+
+    rate = None if device is None else estimate.matmul_rate(device)
+    rows: list[dict[str, Any]] = []
+    for place in found:
+        one = place.row.experiment
+        state = place.standing
+        row = {
+            "name": place.row.name,
+            "run": place.where.name,
+            "design": one.design.plain(),
+            "images": one.images_seen,
+            "steps": one.recipe.steps,
+            "state": state.state,
+            "steps_done": state.steps,
+            "tflop": None,
+            "memory_gb": None,
+            "hours_left": 0.0 if state.state == "done" else None,
+        }
+        if (cost := estimate.cost(one, parts)) is not None:
+            row |= {"tflop": (cost.train + cost.measure) / 1e12, "memory_gb": cost.memory / 1e9}
+            if state.state != "done":
+                row["hours_left"] = estimate.seconds(cost, 1 - state.steps / one.recipe.steps, rate) / 3600
+        rows.append(row)
+    experiments = [place.row.experiment for place in found]
+    sources = tuple(dict.fromkeys(source for one in experiments for source in (*one.data, *one.test)))
+    return {
+        "schema": PLAN_SCHEMA,
+        "target": what.name,
+        "title": what.title,
+        "laboratory": lab.name,
+        "accumulate": parts,
+        "rows": rows,
+        "hours_left": sum(row["hours_left"] or 0.0 for row in rows),
+        "weights": [
+            {
+                "name": need.name,
+                "here": need.here,
+                "from": need.known.source if need.known else "a folder or the hub",
+                "gated": bool(need.known and need.known.gated),
+                "gb": round(need.size / 1e9, 3),
+            }
+            for need in estimate.needs([one.design for one in experiments])
+        ],
+        "data": list(sources),
+        "data_missing": estimate.missing_data(sources),
+        "rate_tflops": None if rate is None else rate / 1e12,
+        "rate_of": device or "the paper's GPUs",
+        "formulas": list(estimate.FORMULAS),
+    }
+
+
+def show_plan(console: Any, plan: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from alignlab import paper
+    from alignlab.restoration.estimate import PEAK_SHARE, TRAIN_SHARE, WRITE_SHARE
+
+    table = Table(title=escape(f"{plan['title']}: {plan['laboratory']} laboratory, not run yet"), title_justify="left")
+    for heading in ("row", "model", "encoder", "language model"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("images", "run", "memory", "time left"):
+        table.add_column(heading, justify="right")
+    for row in plan["rows"]:
+        design = row["design"]
+        reads = design["how"] in ("lm4lv", "vit-llm")
+        names = (row["name"], design["how"], design["encoder"], design["llm"] if reads else "-")
+        memory = "?" if row["memory_gb"] is None else f"{row['memory_gb']:.1f} GB"
+        table.add_row(*map(escape, names), f"{row['images']:,}", _state(row), memory, _time(row["hours_left"]))
+    console.print(table)
+    console.print(f"time left for all: {_time(plan['hours_left'])}")
+    if plan["rate_tflops"] is None:
+        gpus = f"{paper.HARDWARE['gpus']} {paper.HARDWARE['gpu']} at {PEAK_SHARE:.0%} of {paper.HARDWARE['peak'] / 1e12:.0f}"
+        text = f"time: on {gpus} TFLOP/s each; the paper says about {paper.HARDWARE['hours']} hours for one training."
+    else:
+        text = (
+            f"time: {plan['rate_tflops']:.2f} TFLOP/s of bfloat16 products measured here just now ({plan['rate_of']}), "
+            f"{TRAIN_SHARE:.0%} of it in training and {WRITE_SHARE:.0%} in measuring."
+        )
+    for line in (text, *plan["formulas"]):
+        console.print(escape(line), soft_wrap=True)
+    for need in plan["weights"]:
+        here = (
+            "here" if need["here"] else "not listed" if need["here"] is None else f"to get, about {need['gb']:.2f} GB"
+        )
+        gated = ", gated: accept the licence on the hub" if need["gated"] and not need["here"] else ""
+        console.print(escape(f"weights: {need['name']}: {here} ({need['from']}{gated})"), soft_wrap=True)
+    for missing in plan["data_missing"]:
+        console.print(escape(f"data to get: {missing}"), soft_wrap=True)
+
+
+def _state(row: dict[str, Any]) -> str:
+    if row["state"] != "partly":
+        return str(row["state"])
+    done, steps = row["steps_done"], row["steps"]
+    return "trained, to be measured" if done == steps else f"{done:,} of {steps:,} steps"
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "?"
+    if hours < 1:
+        return f"{hours * 60:.0f} min" if hours else "-"
+    return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"
+
+
+def result(what: Target, lab: Lab, found: list[Place], config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Put together what the finished runs say, and write the grids of pictures to `folder`."""
+    from alignlab import paper
+    from alignlab.provenance import environment, shown
+    from alignlab.restoration import reproduction
+    from alignlab.restoration.pictures import save_grid
+
+    rows = reproduction.gather(what, found)
+    pictures = []
+    for name, grid in reproduction.grids(what, found, device=config["device"]).items():
+        save_grid(grid, folder / f"{name}.jpg", f"{what.title} ({lab.name} laboratory)")
+        pictures.append(f"{name}.jpg")
+    budgets = sorted({row["images"] for row in rows if row["status"] == "done"})
+    own = {source.partition(":")[0] for source in (*config["data"], *config["test"])} - {*lab.data, *lab.test}
+    return {
+        "schema": SCHEMA,
+        "target": what.name,
+        "title": what.title,
+        "laboratory": "own" if own else lab.name,
+        "budget": {"images": budgets, "one_for_all": not what.own_budgets, "n": config["n"]},
+        "rows": rows,
+        "missing": [row["name"] for row in rows if row["status"] != "done"],
+        "readings": reproduction.readings(what, rows),
+        "paper": {
+            "models": paper.MODELS,
+            "says": paper.SAYS[what.name],
+            "rows": {row["name"]: row["paper"] for row in rows if row["paper"]},
+        },
+        "pictures": pictures,
+        "config": {
+            **config,
+            "data": [shown(source) for source in config["data"]],
+            "test": [shown(source) for source in config["test"]],
+        },
+        "environment": environment(config["device"]),
+    }
+
+
+def show(console: Any, result: dict[str, Any], folder: Path) -> None:
+    """Print a result: what came out here in one group of columns, what the paper has in another."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from alignlab.restoration.targets import COLUMNS
+
+    lab = result["laboratory"]
+    whose = {"embedded": "embedded laboratory (small models, not the paper's)", "paper": "the paper's laboratory"}
+    title = escape(f"{result['title']}: {whose.get(lab, 'own data')}")
+    console.print(title, soft_wrap=True, style="italic")
+    table = Table(padding=(0, 0), pad_edge=False)
+    table.add_column("row", overflow="fold")
+    for heading in ("images", "degraded", "enc + dec", "restored", "gain (±95%)", "mis-\naligned"):
+        table.add_column(f"here:\n{heading}", justify="right", no_wrap=True)
+    published = [column for column in COLUMNS if any(column in row["paper"] for row in result["rows"])]
+    for column in published:
+        heading = "MAE-r" if column == "alone" else column
+        table.add_column(f"the paper:\n{heading}", justify="right", style="dim", no_wrap=True)
+    for row in result["rows"]:
+        theirs = [_published(row["paper"].get(column)) for column in published]
+        if row["status"] != "done":
+            table.add_row(escape(row["name"]), "missing", *["-"] * 5, *theirs)
+        for found in row.get("evaluations", ()):
+            several = f" on {found['data']['name']}" if len(row["evaluations"]) > 1 else ""
+            cells = [_pair(found[column]) for column in COLUMNS]
+            mean, (low, high) = (found["gain"]["psnr"][key] for key in ("mean", "ci95"))
+            gain, wrong = f"{mean:+.2f} ±{(high - low) / 2:.2f}", f"{found['misaligned']}/{found['n']}"
+            table.add_row(escape(row["name"] + several), f"{row['images']:,}", *cells, gain, wrong, *theirs)
+    console.print(table)
+    console.print(
+        "PSNR in dB / SSIM. enc + dec: encoder and decoder alone (MAE-r), of what was given, or, of rotate, flip and repeat, "
+        "of the answer. gain: restored minus enc + dec."
+    )
+    for line in result["readings"]:
+        console.print(escape(line), soft_wrap=True)
+    console.print(escape(f"the paper, of its models: {result['paper']['says']}"), soft_wrap=True)
+    console.print(escape(f"written: {folder}/result.json and pictures"), soft_wrap=True)
+
+
+def _pair(figures: dict[str, Any]) -> str:
+    psnr = figures["psnr"]["mean"]
+    return f"{'inf' if psnr is None else f'{psnr:.2f}'} / {figures['ssim']['mean']:.2f}"
+
+
+def _published(figures: dict[str, float | None] | None) -> str:
+    if figures is None:
+        return "-"
+    psnr = "inf" if figures["PSNR"] is None else f"{figures['PSNR']:.2f}"
+    return f"{psnr} / {figures['SSIM']:.2f}" if figures.get("SSIM") is not None else psnr

@@ -1,0 +1,104 @@
+"""What trained adapters are, for whoever finds them: a README beside the file, made of its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alignlab.models.weights import sha256_file
+from alignlab.pretrain.card import loss_curve
+from alignlab.restoration.design import ADAPTERS, Design
+
+
+def write_card(result: dict[str, Any], folder: Path) -> None:
+    """Write `README.md` and `loss.png` for what `experiment.run` made in `folder`."""
+    loss_curve(result["learnt"]["log"], "squared error of the tokens", "training", folder / "loss.png", name="visual")
+    (folder / "README.md").write_text(_text(result, folder))
+
+
+def _text(result: dict[str, Any], folder: Path) -> str:
+    design, frozen, learnt, recipe = (result[key] for key in ("design", "frozen", "learnt", "recipe"))
+    env = result["environment"]
+    tasks = ", ".join(design["tasks"])
+    between = " and ".join(f"`{frozen[part]}`" for part in ("encoder", "llm") if part in frozen)
+    lines = [
+        f"# {folder.resolve().name}: {design['how']} for {tasks}",
+        "",
+        f"What was trained between {between}, which stay frozen"
+        + (f" but for updates of rank {design['lora']}" if design["lora"] else "")
+        + f". The file holds nothing else. The decoder is `{frozen['decoder']}`.",
+        "",
+        f"Made by `{command(result)}`; use it with `alignlab restore apply IMAGE --checkpoint {folder.resolve().name}`.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| parameters | {learnt['parameters']:,} |",
+        f"| steps, batch, images seen | {recipe['steps']:,}, {recipe['batch']}, {learnt['images']:,} |",
+        f"| data | {', '.join(one['name'] for one in result['data'])} |",
+        f"| features | {design['features']} |",
+        f"| AdamW | rate {recipe['lr']:.2g}, warm-up {recipe['warmup']}, {recipe['schedule']} decay, betas "
+        f"{tuple(recipe['betas'])}, weight decay {recipe['weight_decay']:g} |",
+        f"| time | {learnt['seconds'] / 60:.0f} minutes on {env['processor']}, {env['threads']} thread(s) |",
+        f"| seed | {recipe['seed']} |",
+        f"| torch, transformers | {env['torch']}, {env['transformers']} |",
+        f"| SHA-256 of {ADAPTERS} | `{sha256_file(folder / ADAPTERS)}` |",
+        "",
+        "## On pictures it never saw",
+        "",
+        "PSNR (dB) / SSIM as BasicSR computes them; the gain is over encoder and decoder alone, image by image, with a 95% "
+        "interval over images. Misaligned outputs fit the truth better when it is moved by a patch.",
+        "",
+        "| task | data | images | degraded | encoder + decoder | restored | gain in PSNR | misaligned |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in result["evaluations"]:
+        cells = [one["task"], one["data"]["name"], f"{one['n']}"]
+        cells += [pair_of(one[column]) for column in ("degraded", "alone", "restored")]
+        cells += [gain_of(one), f"{one['misaligned']}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    for one in result["evaluations"]:
+        lines += ["", f"![{one['task']} on {one['data']['name']}]({one['picture']})"]
+    lines += ["", "![loss](loss.png)", ""]
+    return "\n".join(lines)
+
+
+def pair_of(figures: dict[str, Any]) -> str:
+    """PSNR and SSIM in one cell."""
+    psnr, ssim = figures["psnr"]["mean"], figures["ssim"]["mean"]
+    return f"{'inf' if psnr is None else f'{psnr:.2f}'} / {ssim:.3f}"
+
+
+def gain_of(one: dict[str, Any]) -> str:
+    """The mean gain with its interval; -inf where encoder and decoder alone give every picture back unchanged."""
+    if one["gain"] is None:
+        return "-inf"
+    psnr = one["gain"]["psnr"]
+    return f"{psnr['mean']:+.2f} ({psnr['ci95'][0]:+.2f} to {psnr['ci95'][1]:+.2f})"
+
+
+def command(result: dict[str, Any]) -> str:
+    """The command that makes the adapters anew: whatever differs from what it would do by itself."""
+    from dataclasses import asdict
+
+    from alignlab.restoration.fit import RECIPE
+
+    usual, design, recipe = asdict(Design()), result["design"], result["recipe"]
+    words = ["alignlab restore train", *(f"--task {task}" for task in design["tasks"])]
+    for name in ("how", "encoder", "decoder", "llm", "features", "task_tokens", "lora"):
+        if design[name] != usual[name]:
+            words.append(f"--{name.replace('_', '-')} {design[name]}")
+    words += [f"--{name}" for name in ("causal", "rotary") if design[name]]
+    words += [f"--data {one['name']}" for one in result["data"]]
+    ours = asdict(RECIPE)
+    for option, name in (
+        ("steps", "steps"),
+        ("batch-size", "batch"),
+        ("lr", "lr"),
+        ("warmup", "warmup"),
+        ("seed", "seed"),
+    ):
+        if recipe[name] != ours[name]:
+            words.append(f"--{option} {recipe[name]}")
+    if result["crops"]:
+        words.append(f"--crops {result['crops']}")
+    return " ".join(words)

@@ -1,0 +1,332 @@
+"""Run what a target is made of, and put together what came out: rows, sentences, grids of pictures.
+
+Rows of several targets that are the same experiment share one run, which lies in a folder of its own and is trained once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignlab.data.degradations import TASKS
+from alignlab.provenance import shown
+from alignlab.restoration import design, experiment
+from alignlab.restoration.coordinates import POSITION, WHITENED
+from alignlab.restoration.experiment import RESULT, Experiment, TestSet, evaluate_on, open_test
+from alignlab.restoration.targets import Lab, Row, Target
+from alignlab.training import processes
+
+PICTURES = 8  # in a row of a grid
+KEPT = ("given", "alone", "restored", "truth")  # rows of pictures that a run keeps
+
+
+def folder(one: Experiment, lab: Lab) -> str:
+    """The name of a run's folder: what tells it from the others of its laboratory."""
+    plan = one.design
+
+    def last(name: str) -> str:
+        return name.rstrip("/").rpartition("/")[2]
+
+    parts = [*plan.tasks, plan.how, last(plan.encoder)]
+    parts += [last(plan.llm)] if plan.reads_llm else []
+    parts += [word for word, on in (("causal", plan.causal), ("rotary", plan.rotary)) if on]
+    parts += [last(source) for source in one.data] if one.data != lab.data else []
+    parts += [f"seed{plan.seed}"] if plan.seed else []
+    named = "-".join([*parts, f"{one.images_seen}-images"])
+    return _slug(named)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.+]+", "-", name).strip("-")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is: "done", "partly" (`steps` are; at the end it is still to be measured), "to do", or "another run"
+    lies in its folder.
+    """
+
+    state: str
+    steps: int = 0
+
+
+def standing(one: Experiment, where: Path) -> Standing:
+    """Of one run; no model and no data set is opened."""
+    if (found := _result(where)) is not None and _same(found, one):
+        return Standing("done", one.recipe.steps)
+    saved = where / "state.pt"
+    if not saved.is_file():
+        return Standing("to do")
+    try:
+        state = torch.load(saved, map_location="cpu", weights_only=True, mmap=True)
+        identity, steps = state["identity"], int(state["step"])
+        ours = {"design": asdict(one.design), "data": one.data}
+        about = {key: identity["about"][key] for key in ours}
+        same = identity["recipe"] == _plain(asdict(one.recipe)) and about == _plain(ours)
+    except Exception:  # whatever is wrong with that file, it is not this run's
+        same, steps = False, 0
+    return Standing("partly", steps) if same else Standing("another run")
+
+
+def _plain(value: Any) -> Any:
+    """As a JSON file gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def _result(where: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((where / RESULT).read_text())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, dict) and found.get("schema") == experiment.SCHEMA and found.get("evaluations")
+    return found if whole and (where / design.ADAPTERS).is_file() else None
+
+
+def _same(found: dict[str, Any], one: Experiment, longer: bool = False) -> bool:
+    """Whether a result is the experiment's, or, where `longer`, of its design by any recipe."""
+    sets = {"data": one.data, "test": one.test}
+    same = all(
+        [x["name"] for x in found[key]] == [shown(source) for source in sources] for key, sources in sets.items()
+    )
+    same = same and found["design"] == _plain(one.design.plain()) and (found["crops"], found["n"]) == (one.crops, one.n)
+    return same and (longer or found["recipe"] == _plain(asdict(one.recipe)))
+
+
+def longest(one: Experiment, runs: Path) -> Path | None:
+    """The finished run of a design and data that saw the most images, `one`'s budget or more, whatever its folder is called."""
+    found = [(result["learnt"]["images"], path.parent) for path, result in _results(runs) if _same(result, one, True)]
+    images, where = max(found, default=(0, None))
+    return where if images >= one.images_seen else None
+
+
+def _results(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(runs.glob(f"*/{RESULT}")):
+        if (result := _result(path.parent)) is not None:
+            yield path, result
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row, the folder of its run, and how far that is."""
+
+    row: Row
+    where: Path
+    standing: Standing
+
+
+def places(what: Target, lab: Lab, runs: Path, *, take_longest: bool = False) -> list[Place]:
+    """Where each row's run lies. With `take_longest` a finished run of the same design that saw more takes a row's place;
+    ValueError for a target whose rows are compared with each other.
+    """
+    if take_longest and not what.own_budgets:
+        raise ValueError(
+            f"--longest: the rows of {what.name} are compared with each other, and every run has one budget"
+        )
+    found = []
+    for row in what.rows:
+        longer = longest(row.experiment, runs) if take_longest else None
+        where = longer or runs / folder(row.experiment, lab)
+        done = Standing("done", row.experiment.recipe.steps)
+        found.append(Place(row, where, done if longer else standing(row.experiment, where)))
+    return found
+
+
+def refuse_others(found: list[Place]) -> None:
+    """ValueError where another run lies in the folder of one that is still to be trained."""
+    for place in found:
+        if place.standing.state == "another run":
+            raise ValueError(
+                f"{place.where} holds another run than {place.row.name}'s (its models, data or recipe differ), or a damaged "
+                "one; delete it, or choose another --runs folder"
+            )
+
+
+def perform(place: Place, *, device: str = "cpu", accumulate: int = 1) -> None:
+    """Train and measure what a row still lacks. Of several commands that want one run, one trains and the others wait.
+
+    Errors as `experiment.run`.
+    """
+    if place.standing.state == "done":
+        return
+    from filelock import FileLock
+
+    among = processes(device)
+    place.where.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.where / ".lock") if among.rank == 0 else contextlib.nullcontext()
+    with lock:
+        experiment.run(place.row.experiment, place.where, device=device, accumulate=accumulate)
+    if among.count > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def gather(what: Target, found: list[Place]) -> list[dict[str, Any]]:
+    """The rows as plain values: what their runs' files say, or that they are missing. Nothing is measured here.
+
+    ValueError where two runs' encoders, or the language models of two, have one name and are not the same.
+    """
+    rows = [_row(place) for place in found]
+    for part in ("encoder", "llm"):
+        seen: dict[str, tuple[str, str]] = {}
+        for row in rows:
+            checkpoint = row.get("frozen", {}).get(part, "").partition(WHITENED)[0]
+            name = row["design"][part]
+            if checkpoint and seen.setdefault(name, (checkpoint, row["run"]))[0] != checkpoint:
+                raise ValueError(
+                    f"{row['run']} was trained with the {part} {checkpoint}, {seen[name][1]} with {seen[name][0]}: they "
+                    "cannot stand in one comparison; delete the older one's folder and run it again"
+                )
+    return rows
+
+
+def _row(place: Place) -> dict[str, Any]:
+    row = place.row
+    described: dict[str, Any] = {
+        "name": row.name,
+        "task": row.task,
+        "run": place.where.name,
+        "status": place.standing.state,
+        "steps_done": place.standing.steps,
+        "design": _plain(row.experiment.design.plain()),
+        "paper": {column: {k: _finite(x) for k, x in figures.items()} for column, figures in row.paper.items()},
+    }
+    result = _result(place.where)
+    if result is None or not _same(result, row.experiment, longer=place.standing.state == "done"):
+        return {**described, "status": "missing" if described["status"] == "to do" else described["status"]}
+    return {
+        **described,
+        "status": "done",
+        "steps_done": result["recipe"]["steps"],
+        "images": result["learnt"]["images"],
+        "parameters": result["learnt"]["parameters"],
+        "seconds": result["learnt"]["seconds"],
+        "frozen": result["frozen"],
+        "data": result["data"],
+        "recipe": result["recipe"],
+        "evaluations": result["evaluations"],
+        "environment": result["environment"],
+    }
+
+
+def _finite(x: float) -> float | None:
+    """None for inf, which JSON does not have."""
+    return x if math.isfinite(x) else None
+
+
+# --- what the rows say ---
+
+
+def readings(what: Target, rows: list[dict[str, Any]]) -> list[str]:
+    """Sentences made of the rows' numbers, one a row and test set, then one a pair; of what is missing, that it is."""
+    by_name = {row["name"]: row for row in rows}
+    said = []
+    for row in rows:
+        if row["status"] != "done":
+            said.append(f"{row['name']}: missing")
+        for found in row.get("evaluations", ()):
+            at = f"{row['name']}{_on(found, row)}"
+            parts = [f"minus encoder + decoder alone {_difference(found['gain'])}"]
+            if found["lift"] and not TASKS[row["task"]].spatial:
+                parts.insert(0, f"minus degraded {_difference(found['lift'])}")
+            text = f"{at}: restored {', '.join(parts)}; {found['misaligned']} of {found['n']} misaligned"
+            if {"alone", "restored"} <= row["paper"].keys():
+                ours = row["paper"]["restored"]["PSNR"] - row["paper"]["alone"]["PSNR"]
+                text += f"; the paper, with its models: minus MAE-r {ours:+.2f} dB"
+            said.append(text)
+    for a, b in what.pairs:
+        if a in by_name and b in by_name:
+            said += _versus(by_name[a], by_name[b])
+    return said
+
+
+def _on(found: dict[str, Any], row: dict[str, Any]) -> str:
+    return f" on {found['data']['name']}" if len(row["evaluations"]) > 1 else ""
+
+
+def _difference(figures: dict[str, Any]) -> str:
+    low, high = figures["psnr"]["ci95"]
+    return f"{figures['psnr']['mean']:+.2f} dB ({low:+.2f} to {high:+.2f})"
+
+
+def _versus(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Row a minus row b, of which the images and their degradations are the same."""
+    said = []
+    others = {found["data"]["fingerprint"]: found for found in b.get("evaluations", ())}
+    for ours in a.get("evaluations", ()):
+        theirs = others.get(ours["data"]["fingerprint"])
+        if theirs is None or ours["restored"]["psnr"]["mean"] is None or theirs["restored"]["psnr"]["mean"] is None:
+            continue
+        # Against what the same encoder and decoder alone make of each image, the images differ less among themselves.
+        column = "gain" if ours["alone"] == theirs["alone"] else "restored"
+        (x, x_half), (y, y_half) = (_half(one[column]["psnr"]) for one in (ours, theirs))
+        half = math.hypot(x_half, y_half)
+        said.append(
+            f"{a['name']} minus {b['name']}{_on(ours, a)}: {x - y:+.2f} dB ({x - y - half:+.2f} to {x - y + half:+.2f}, "
+            "as if on different images)"
+        )
+    return said
+
+
+def _half(figure: dict[str, Any]) -> tuple[float, float]:
+    """A mean and half of its interval's width."""
+    low, high = figure["ci95"]
+    return figure["mean"], (high - low) / 2
+
+
+# --- pictures ---
+
+
+def grids(what: Target, found: list[Place], *, device: str = "cpu") -> dict[str, dict[str, Tensor]]:
+    """Task and set -> label -> `[N, 3, H, W]`: what was given, what encoders and decoders alone make of it, what every
+    finished row made of it, the truth. The pictures are the first of the test set, degraded as in evaluation.
+    """
+    made: dict[str, dict[str, Tensor]] = {}
+    truths: dict[str, Tensor] = {}
+    for place in found:
+        result = _result(place.where)
+        if place.standing.state != "done" or result is None:
+            continue
+        for test in _tests(place.row.experiment):
+            rows = _pictures(place, result, test, device)
+            key = _slug(f"{place.row.task}-{test.data.name}")
+            grid = made.setdefault(key, {"given": rows["given"]})
+            encoder = str(place.row.experiment.design.plain()["encoder"])
+            grid.setdefault(f"{encoder.removesuffix(POSITION)} alone", rows["alone"])  # a position code is not decoded
+            grid[place.row.name] = rows["restored"]
+            truths.setdefault(key, rows["truth"])
+    return {key: {**grid, "truth": truths[key]} for key, grid in made.items()}
+
+
+def _tests(one: Experiment) -> list[TestSet]:
+    return [open_test(source, () if one.test else one.data, one.n) for source in (one.test or one.data)]
+
+
+def _pictures(place: Place, result: dict[str, Any], test: TestSet, device: str) -> dict[str, Tensor]:
+    """Restored by the saved adapters once, then read from `shown-SET.safetensors` beside them."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    whose = sha256(json.dumps([result, test.data.fingerprint]).encode()).hexdigest()
+    kept = place.where / f"shown-{_slug(test.data.name)}.safetensors"
+    if kept.is_file():
+        with safe_open(kept, framework="pt") as file:
+            if (file.metadata() or {}).get("of") == whose:
+                return {key: file.get_tensor(key).float() / 255 for key in KEPT}
+    model = design.load(str(place.where), device=device)[0]
+    few = TestSet(test.data, test.indices[:PICTURES])
+    rows = evaluate_on(model, few, place.row.task)[1].shown
+    named = dict(zip(KEPT, rows.values(), strict=True))
+    bytes_ = {key: images.clamp(0, 1).mul(255).round().byte().cpu().contiguous() for key, images in named.items()}
+    save_file(bytes_, kept, metadata={"of": whose})
+    return {key: images.float() / 255 for key, images in bytes_.items()}

@@ -1,0 +1,253 @@
+"""The paper's tables and figures of restoration: which experiments each is made of, in which laboratory.
+
+A target is a list of rows, a row is one `Experiment` with what the paper has in its place. Another table is another entry
+of `TARGETS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from alignlab import paper
+from alignlab.data.named import NAMED
+from alignlab.restoration import fit
+from alignlab.restoration.coordinates import POSITION
+from alignlab.restoration.design import Design
+from alignlab.restoration.experiment import Experiment
+from alignlab.training import Recipe
+
+COLUMNS = ("degraded", "alone", "restored")  # of the paper's figures, as evaluation has them
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A laboratory: its models by the names that the paper has for them, its data, its budget.
+
+    `encoders` are (name, decoder); a target leaves out the rows of those that a laboratory has not. `others` are Table 7's
+    rows: (encoder of `encoders`, language model). `accumulate` parts of a batch are in memory one after another.
+    """
+
+    name: str
+    encoders: Mapping[str, tuple[str, str | None]]
+    llm: str
+    others: Mapping[str, tuple[str, str]]
+    data: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    recipe: Recipe = field(default_factory=lambda: fit.RECIPE)
+    features: str = "whitened"
+    accumulate: int = 1
+
+
+EMBEDDED = Lab(
+    "embedded",
+    encoders={name: (name, None) for name in ("mae", "beit", "vqgan", "pca", "pca+position", "vqgan+position")},
+    llm="smollm2",
+    # There is one trained language model here: its first blocks stand in for smaller ones, and are called so.
+    others={
+        "smollm2": ("mae", "smollm2"),
+        "first-24-of-30-blocks": ("mae", "smollm2[:24]"),
+        "first-12-of-30-blocks": ("mae", "smollm2[:12]"),
+        "random-weights": ("mae", "smollm2@random"),
+    },
+    data=("scenes",),
+)
+PAPER = Lab(
+    "paper",
+    encoders={
+        "mae": (paper.MODELS["mae"], paper.MODELS["mae decoder"]),
+        "beit": (paper.MODELS["beit"], None),
+        "vqgan": (paper.MODELS["vqgan"], None),
+        "vqgan+position": (paper.MODELS["vqgan"] + POSITION, None),
+        "mae-base": (paper.MAE_BASE, None),  # the paper names no decoder fine-tuned for it: its own
+    },
+    llm=paper.MODELS["llm"],
+    others={
+        "Llama2-7B-inst": ("mae", paper.MODELS["llm"]),
+        **{called: ("mae", llm) for called, llm in paper.OTHER_LLMS.items()},
+        "MAE-B": ("mae-base", paper.MODELS["llm"]),
+    },
+    data=("llava595k",),
+    test=("nocaps",),
+    recipe=replace(
+        fit.RECIPE,
+        **{key: paper.LM4LV_RECIPE[key] for key in ("batch", "lr", "warmup")},
+        steps=paper.LM4LV_RECIPE["epochs"] * NAMED["llava595k"].items // paper.LM4LV_RECIPE["batch"],
+    ),
+    features="raw",
+    accumulate=16,
+)
+LABS = {lab.name: lab for lab in (EMBEDDED, PAPER)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a target. `paper` holds the paper's figures for it, by `COLUMNS`, where it has any."""
+
+    name: str
+    experiment: Experiment
+    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        return self.experiment.design.tasks[0]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table or figure. `pairs` are the rows whose difference is what it is about, (a, b) for a minus b. With
+    `own_budgets` every row is compared with its own encoder and decoder alone, so that one may be trained for longer.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    pairs: tuple[tuple[str, str], ...] = ()
+    own_budgets: bool = False
+
+    def only(self, patterns: list[str]) -> Target:
+        """The rows of these names, or of patterns such as "rotate/*"; ValueError for one that fits none."""
+        for pattern in patterns:
+            if not any(fnmatchcase(row.name, pattern) for row in self.rows):
+                names = ", ".join(row.name for row in self.rows)
+                raise ValueError(f"--only {pattern}: {self.name} has the rows {names}")
+        kept = tuple(row for row in self.rows if any(fnmatchcase(row.name, pattern) for pattern in patterns))
+        return replace(self, rows=kept) if patterns else self
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What makes a laboratory's experiments, all alike but for what a row says."""
+
+    lab: Lab
+    common: Experiment
+
+    def row(self, name: str, task: str, how: str = "lm4lv", encoder: str = "mae", **options: Any) -> Row:
+        called, decoder = self.lab.encoders[encoder]
+        plan = replace(
+            self.common.design,
+            how=how,
+            encoder=called,
+            decoder=decoder,
+            tasks=(task,),
+            **{"llm": self.lab.llm, **options},
+        )
+        known: dict[str, Any] = {}
+        if how == "lm4lv" and encoder == "mae" and plan.llm == self.lab.llm:
+            known = {"alone" if c == "MAE-r" else c: x for c, x in paper.TABLE2.get(task, {}).items()}
+            known |= {"restored": known.pop("LM4LV")} if known else {}
+        elif encoder == "mae" and how in paper.TABLE3.get(task, {}):
+            known = {"restored": paper.TABLE3[task][how]}
+        return Row(name, replace(self.common, design=plan), known)
+
+
+def _table2(bench: _Bench) -> Target:
+    title = "Table 2: LM4LV on restoration and spatial tasks"
+    return Target("table2", title, tuple(bench.row(task, task) for task in paper.TABLE2), own_budgets=True)
+
+
+def _table3(bench: _Bench) -> Target:
+    hows = ("linear", "mlp", "transformer", "lm4lv")
+    rows = tuple(bench.row(f"{task}/{how}", task, how) for task in paper.TABLE3 for how in hows)
+    pairs = tuple((f"{task}/lm4lv", f"{task}/{how}") for task in paper.TABLE3 for how in hows[:-1])
+    return Target("table3", "Table 3: LM4LV and experts without a language model", rows, pairs)
+
+
+def _table7(bench: _Bench) -> Target:
+    rows = []
+    for called, (encoder, llm) in bench.lab.others.items():
+        row = bench.row(called, "derain", encoder=encoder, llm=llm)
+        found = paper.TABLE7.get(called)
+        # The table's MAE-r is the larger MAE's.
+        alone = {"alone": paper.TABLE7["MAE-r"]} if encoder == "mae" else {}
+        # Only the paper's laboratory has the paper's models by these names.
+        rows.append(replace(row, paper={**row.paper, **alone, "restored": found}) if found else row)
+    first = rows[0].name
+    pairs = tuple((first, row.name) for row in rows[1:])
+    return Target("table7", "Table 7: deraining with other models", tuple(rows), pairs)
+
+
+def _fig4(bench: _Bench) -> Target:
+    order = ("mae", "beit", "vqgan", "pca", "pca+position", "vqgan+position")
+    encoders = [name for name in order if name in bench.lab.encoders]
+    tasks = ("repeat", "rotate")
+    rows = tuple(bench.row(f"{task}/{name}", task, encoder=name) for task in tasks for name in encoders)
+    with_code = [name for name in encoders if name.endswith(POSITION)]
+    pairs = tuple((f"{task}/{name}", f"{task}/{name.removesuffix(POSITION)}") for task in tasks for name in with_code)
+    return Target("fig4", "Figure 4: repeat and rotate by encoder", rows, pairs)
+
+
+def _fig5(bench: _Bench) -> Target:
+    rows = [bench.row("lm4lv", "denoise"), bench.row("vit-llm", "denoise", "vit-llm")]
+    for causal, rotary in ((True, False), (False, True), (True, True)):
+        name = "vit-llm" + "+causal" * causal + "+rotary" * rotary
+        rows.append(bench.row(name, "denoise", "vit-llm", causal=causal, rotary=rotary))
+    pairs = tuple(("lm4lv", row.name) for row in rows[1:])
+    return Target("fig5", "Figure 5: denoising token by token, and in one pass (ViT-LLM)", tuple(rows), pairs)
+
+
+def _fig6(bench: _Bench) -> Target:
+    rows = (bench.row("lm4lv", "denoise"), bench.row("linear", "denoise", "linear"))
+    return Target("fig6", "Figure 6: denoising by one linear layer", rows, (("lm4lv", "linear"),))
+
+
+def _fig7(bench: _Bench) -> Target:
+    random = f"{bench.lab.llm}@random"
+    rows = tuple(
+        bench.row(f"{task}/{name}", task, llm=llm)
+        for task in ("denoise", "rotate")
+        for name, llm in (("trained", bench.lab.llm), ("random", random))
+    )
+    pairs = tuple((f"{task}/trained", f"{task}/random") for task in ("denoise", "rotate"))
+    return Target("fig7", "Figure 7: a language model with random weights", rows, pairs)
+
+
+TARGETS: dict[str, Callable[[_Bench], Target]] = {
+    "table2": _table2,
+    "table3": _table3,
+    "table7": _table7,
+    "fig4": _fig4,
+    "fig5": _fig5,
+    "fig6": _fig6,
+    "fig7": _fig7,
+}
+
+
+def open_lab(name: str) -> Lab:
+    """The laboratory of a name; ValueError for another."""
+    if name not in LABS:
+        raise ValueError(f"--lab must be one of {', '.join(LABS)}, got {name!r}")
+    return LABS[name]
+
+
+def target(
+    name: str,
+    lab: Lab,
+    *,
+    images: int | None = None,
+    n: int = 256,
+    data: tuple[str, ...] = (),
+    test: tuple[str, ...] = (),
+    seed: int = 0,
+) -> Target:
+    """What a target is made of. Every run sees `images` pictures (rounded up to whole batches; by default as many as the
+    laboratory's recipe says) and is measured on `n` pictures of each test set. ValueError for an unknown target.
+    """
+    if name not in TARGETS:
+        raise ValueError(f"there is no target {name!r}; there are {', '.join(TARGETS)}")
+    if images is not None and images < 1:
+        raise ValueError(f"--images must be 1 or more, got {images}")
+    if n < 1:
+        raise ValueError(f"--n must be 1 or more, got {n}")
+    steps = lab.recipe.steps if images is None else math.ceil(images / lab.recipe.batch)
+    common = Experiment(
+        Design(features=lab.features, seed=seed),
+        data=data or lab.data,
+        recipe=replace(lab.recipe, steps=steps, seed=seed),
+        test=test or (() if data and not lab.test else lab.test),
+        n=n,
+    )
+    return TARGETS[name](_Bench(lab, common))

@@ -1,0 +1,279 @@
+"""Targets: what each is made of, runs shared, resumed and reused, rows beside the paper's, on small random models."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alignlab import paper, training
+from alignlab.models.catalogue import BY_NAME
+from alignlab.restoration import estimate, reproduction
+from alignlab.restoration.design import ADAPTERS
+from alignlab.restoration.fit import RECIPE
+from alignlab.restoration.reproduction import gather, grids, longest, perform, places, readings, standing
+from alignlab.restoration.targets import EMBEDDED, LABS, PAPER, TARGETS, Lab, target
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures") / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
+        (folder / f"{i:02}.txt").write_text("a blur\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(small_mae, small_llm, pictures):
+    return Lab(
+        "embedded",
+        encoders={"mae": (str(small_mae), None)},
+        llm=str(small_llm),
+        others={"small": ("mae", str(small_llm)), "random": ("mae", f"{small_llm}@random")},
+        data=(str(pictures),),
+        recipe=replace(RECIPE, steps=2, batch=4, warmup=1),
+    )
+
+
+def run_all(what, lab, runs):
+    for place in places(what, lab, runs):
+        perform(place)
+    return places(what, lab, runs)
+
+
+@pytest.fixture(scope="module")
+def table3(lab, tmp_path_factory):
+    """All of Table 3, run for real: the target, its places and the folder of its runs."""
+    runs = tmp_path_factory.mktemp("runs")
+    what = target("table3", lab, n=4)
+    return what, run_all(what, lab, runs), runs
+
+
+def test_the_papers_differences_follow_from_its_table():
+    printed = {
+        "denoise": 6.81,
+        "deblur": 0.09,
+        "derain": 4.66,
+        "pepper": 2.19,
+        "mask": 5.83,
+        "rotate": -2.34,
+        "flip": -2.24,
+    }
+    for task, difference in printed.items():
+        columns = paper.TABLE2[task]
+        assert columns["LM4LV"]["PSNR"] - columns["MAE-r"]["PSNR"] == pytest.approx(difference, abs=1e-9)
+    tokens = 2 * paper.COMPUTE["visual_tokens"] + paper.COMPUTE["task_tokens"] + paper.COMPUTE["text_tokens"]
+    assert tokens == 410
+    assert 2 * tokens * paper.COMPUTE["llm_parameters"] == pytest.approx(paper.COMPUTE["llm_flop"])
+
+
+@pytest.mark.parametrize("lab_name", LABS)
+@pytest.mark.parametrize("name", TARGETS)
+def test_rows_differ_in_what_they_compare_and_in_nothing_else(name, lab_name):
+    what = target(name, LABS[lab_name])
+    names = [row.name for row in what.rows]
+    assert len(set(names)) == len(names) > 1
+    assert len({row.experiment.design for row in what.rows}) == len(names)
+    alike = {(row.experiment.recipe, row.experiment.data, row.experiment.test, row.experiment.n) for row in what.rows}
+    assert len(alike) == 1
+    assert {name for pair in what.pairs for name in pair} <= set(names)
+    assert name in paper.SAYS
+    wanted = [need.name for need in estimate.needs([row.experiment.design for row in what.rows])]
+    assert all(known in BY_NAME for known in wanted)
+
+
+def test_what_the_laboratories_train():
+    assert target("table2", EMBEDDED).rows[0].experiment.images_seen == 4000
+    assert target("table2", EMBEDDED, images=30_001).rows[0].experiment.images_seen == 30_008  # whole batches
+    one = target("table2", PAPER).rows[0].experiment
+    assert (one.recipe.steps, one.recipe.batch, one.recipe.lr, one.recipe.warmup) == (4651, 256, 3e-4, 200)
+    assert (one.data, one.test, one.design.features) == (("llava595k",), ("nocaps",), "raw")
+    assert one.design.decoder == "bytetriper/vit-mae-r"
+    assert [row.name for row in target("table3", EMBEDDED).rows if not row.paper] == ["denoise/linear", "rotate/linear"]
+    assert target("table3", EMBEDDED).rows[1].paper == {"restored": {"PSNR": 25.87, "SSIM": 0.76}}
+    # The paper's models by their names, in its laboratory alone.
+    assert {row.name for row in target("table7", PAPER).rows} | {"MAE-r"} == set(paper.TABLE7)
+    assert [row.name for row in target("table7", EMBEDDED).rows if row.paper] == ["smollm2"]
+    assert "repeat/pca" not in {row.name for row in target("fig4", PAPER).rows}
+
+
+def test_runs_that_targets_share_have_one_folder():
+    folders = {}
+    for name in TARGETS:
+        found = places(target(name, EMBEDDED), EMBEDDED, Path("runs"))
+        folders[name] = {place.row.name: place.where for place in found}
+    assert folders["table3"]["denoise/lm4lv"] == folders["table2"]["denoise"] == folders["fig5"]["lm4lv"]
+    assert folders["fig6"]["linear"] == folders["table3"]["denoise/linear"]
+    assert folders["table2"]["denoise"].name == "denoise-lm4lv-mae-smollm2-4000-images"
+    assert folders["table7"]["first-24-of-30-blocks"].name == "derain-lm4lv-mae-smollm2-24-4000-images"
+    everything = [path for rows in folders.values() for path in rows.values()]
+    assert len(set(everything)) == 33
+    assert len({row.experiment.design for name in TARGETS for row in target(name, EMBEDDED).rows}) == 33
+
+
+def test_unknown_names_and_numbers():
+    with pytest.raises(ValueError, match="no target 'table9'; there are table2"):
+        target("table9", EMBEDDED)
+    with pytest.raises(ValueError, match="--images must be 1 or more, got 0"):
+        target("table3", EMBEDDED, images=0)
+    with pytest.raises(ValueError, match="--n must be 1 or more"):
+        target("table3", EMBEDDED, n=0)
+    with pytest.raises(ValueError, match="--only rotat: table3 has the rows denoise/linear"):
+        target("table3", EMBEDDED).only(["rotat"])
+    assert [r.name for r in target("table3", EMBEDDED).only(["rotate/*", "denoise/mlp"]).rows][:2] == [
+        "denoise/mlp",
+        "rotate/linear",
+    ]
+
+
+def test_a_whole_table(table3):
+    what, found, _ = table3
+    assert {place.standing.state for place in found} == {"done"}
+    rows = gather(what, found)
+    assert [row["status"] for row in rows] == ["done"] * 8
+    assert {row["images"] for row in rows} == {8}
+    assert all(row["parameters"] > 0 and row["environment"]["torch"] for row in rows)
+    json.dumps(rows, allow_nan=False)
+    said = readings(what, rows)
+    assert len(said) == 8 + 6
+    assert all(" dB (" in line for line in said)
+    gain = rows[0]["evaluations"][0]["gain"]["psnr"]["mean"]
+    assert f"minus encoder + decoder alone {gain:+.2f} dB" in said[0]
+    assert "; the paper, with its models: minus MAE-r +6.81 dB" in said[3]
+    ours, theirs = (rows[i]["evaluations"][0]["gain"]["psnr"] for i in (3, 1))
+    (line,) = [line for line in said if line.startswith("denoise/lm4lv minus denoise/mlp: ")]
+    assert line.split(": ")[1].startswith(f"{ours['mean'] - theirs['mean']:+.2f} dB")
+    # The experts begin as the identity and have hardly learnt: they are what encoder and decoder alone are.
+    assert abs(rows[0]["evaluations"][0]["gain"]["psnr"]["mean"]) < 0.5
+
+
+def test_finished_runs_are_read_not_repeated(table3, lab, monkeypatch):
+    what, found, runs = table3
+    before = {place.where: (place.where / ADAPTERS).stat().st_mtime_ns for place in found}
+    monkeypatch.setattr(training, "train", None)  # nothing may be trained
+    monkeypatch.setattr("alignlab.restoration.fit.train", None)
+    again = run_all(what, lab, runs)
+    assert {place.where: (place.where / ADAPTERS).stat().st_mtime_ns for place in again} == before
+    # Figure 6 is made of two of them.
+    assert {place.standing.state for place in places(target("fig6", lab, n=4), lab, runs)} == {"done"}
+
+
+def test_pictures_of_all_arms_side_by_side(table3, monkeypatch):
+    what, found, _ = table3
+    first = grids(what, found)
+    assert list(first) == ["denoise-pictures", "rotate-pictures"]
+    arms = [f"denoise/{how}" for how in ("linear", "mlp", "transformer", "lm4lv")]
+    assert list(first["denoise-pictures"]) == ["given", "small-mae alone", *arms, "truth"]
+    assert {tuple(images.shape) for images in first["rotate-pictures"].values()} == {(4, 3, 32, 32)}
+    monkeypatch.setattr(reproduction.design, "load", None)  # kept beside the runs
+    again = grids(what, found)
+    assert all((again[key][label] == images).all() for key, grid in first.items() for label, images in grid.items())
+
+
+def test_an_interrupted_run_goes_on_and_what_is_not_done_is_missing(tmp_path, lab, monkeypatch):
+    lab = replace(lab, recipe=replace(lab.recipe, steps=4))
+    what = target("fig6", lab, n=4)
+    found = places(what, lab, tmp_path)
+    assert [place.standing.state for place in found] == ["to do", "to do"]
+    assert [row["status"] for row in gather(what, found)] == ["missing", "missing"]
+    assert readings(what, gather(what, found)) == ["lm4lv: missing", "linear: missing"]
+    assert grids(what, found) == {}
+
+    real, steps = training.descend, []
+
+    def until_killed(*args):
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        steps.append(1)
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "SAVE_EVERY", -1.0)
+        patch.setattr("alignlab.restoration.fit.descend", until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            perform(found[1])
+    found = places(what, lab, tmp_path)
+    assert [(place.standing.state, place.standing.steps) for place in found] == [("to do", 0), ("partly", 3)]
+    assert gather(what, found)[1]["status"] == "partly"
+    perform(found[1])
+    found = places(what, lab, tmp_path)
+    rows = gather(what, found)
+    assert [row["status"] for row in rows] == ["missing", "done"]
+    assert readings(what, rows)[0] == "lm4lv: missing"
+    assert len(readings(what, rows)) == 2  # no difference with what is not there
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path, lab):
+    what = target("fig6", lab, n=4)
+    place = places(what, lab, tmp_path)[1]
+    perform(place)
+    (place.where / "result.json").unlink()
+    assert standing(place.row.experiment, place.where).state == "partly"  # trained, to be measured
+    other = replace(place.row.experiment, recipe=replace(place.row.experiment.recipe, lr=1.0))
+    assert standing(other, place.where).state == "another run"
+    (place.where / "state.pt").write_bytes(b"not a state")
+    found = places(what, lab, tmp_path)
+    with pytest.raises(ValueError, match=r"holds another run than linear's .* choose another --runs folder"):
+        reproduction.refuse_others(found)
+
+
+def test_table_2_may_take_longer_runs(tmp_path, lab):
+    what = target("table2", lab, n=4).only(["denoise"])
+    longer = target("table2", lab, images=16, n=4).only(["denoise"])
+    run_all(longer, lab, tmp_path)
+    one = what.rows[0].experiment
+    (place,) = places(what, lab, tmp_path)
+    assert place.standing.state == "to do"
+    (place,) = places(what, lab, tmp_path, take_longest=True)
+    assert (place.standing.state, place.where) == ("done", longest(one, tmp_path))
+    assert gather(what, [place])[0]["images"] == 16
+    # One that saw less is no stand-in, nor one that was measured otherwise.
+    more = target("table2", lab, images=64, n=4).only(["denoise"])
+    assert longest(more.rows[0].experiment, tmp_path) is None
+    assert longest(replace(one, n=3), tmp_path) is None
+    with pytest.raises(ValueError, match="--longest: the rows of fig6 are compared with each other"):
+        places(target("fig6", lab), lab, tmp_path, take_longest=True)
+
+
+def test_rows_of_other_encoders_of_the_same_name_are_not_compared(tmp_path, lab):
+    what = target("table2", lab, n=4).only(["denoise", "flip"])
+    found = run_all(what, lab, tmp_path)
+    path = found[1].where / "result.json"
+    result = json.loads(path.read_text())
+    result["frozen"]["encoder"] = "small-mae@sha256:another+whitened:0"
+    path.write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="cannot stand in one comparison; delete the older"):
+        gather(what, found)
+
+
+def test_estimates():
+    (row,) = target("table2", PAPER).only(["denoise"]).rows
+    cost = estimate.cost(row.experiment, 16)
+    # What the paper needed: "around 8 hours" on four A100.
+    assert estimate.seconds(cost, 1.0, None) / 3600 == pytest.approx(paper.HARDWARE["hours"], rel=0.25)
+    llm = BY_NAME["meta-llama/Llama-2-7b-chat-hf"]
+    assert cost.train / row.experiment.images_seen == pytest.approx(4 * (2 * 197 + 18) * llm.parameters, rel=0.05)
+    assert cost.memory > 2 * llm.parameters
+    assert estimate.cost(row.experiment, 1).memory > cost.memory
+    by_name = {row.name: estimate.cost(row.experiment) for row in target("table7", EMBEDDED).rows}
+    whole, cut = by_name["smollm2"].train, by_name["first-12-of-30-blocks"].train
+    assert cut / whole == pytest.approx(12 / 30, rel=0.1)
+    assert by_name["random-weights"] == by_name["smollm2"]
+    linear, mlp, _, lm4lv, *_ = (estimate.cost(row.experiment) for row in target("table3", EMBEDDED).rows)
+    assert linear.train < mlp.train < lm4lv.train / 10
+    assert math.isfinite(estimate.matmul_rate("cpu", 0.01))
+
+
+def test_models_outside_the_catalogue_have_no_estimate(lab):
+    row = target("table2", lab).rows[0]
+    assert estimate.cost(row.experiment) is None
+    assert {need.here for need in estimate.needs([row.experiment.design])} == {None}
