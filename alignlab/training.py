@@ -61,7 +61,8 @@ def descend(
 ) -> None:
     """One clipped step down a loss, or down the sum of several, of which one at a time is in memory.
 
-    `among` several processes each has its share of the sum, and all take the same step.
+    `among` several processes each has its share of the sum, and all take the same step. Raises FloatingPointError, and takes
+    no step, where a gradient is not finite.
     """
     optimiser.zero_grad(set_to_none=True)
     for loss in (losses,) if isinstance(losses, Tensor) else losses:
@@ -69,7 +70,8 @@ def descend(
     if among is not None:
         among.add(p for group in optimiser.param_groups for p in group["params"])
     for group in optimiser.param_groups:
-        nn.utils.clip_grad_norm_(group["params"], clip)
+        if not nn.utils.clip_grad_norm_(group["params"], clip).isfinite():
+            raise FloatingPointError("its gradient")
     optimiser.step()
 
 
@@ -99,13 +101,24 @@ class Processes:
         return batch[self.rank :: self.count]
 
     def add(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients of all processes, in place; a parameter without one counts as zero."""
+        """Sum the gradients of all processes, in place. One that has none here must have none anywhere, as the tokens of a
+        task whose turn it is not; it keeps none, with which an optimiser does another thing than with zeros.
+        """
         if self.count == 1:
             return
         from accelerate.utils import reduce
 
         for p in parameters:
-            p.grad = reduce(torch.zeros_like(p) if p.grad is None else p.grad, reduction="sum")
+            if p.grad is not None:
+                p.grad = reduce(p.grad, reduction="sum")
+
+    def share(self, value: Any) -> Any:
+        """What the first process holds of a value (tensors on the CPU), in all of them; all have to ask for it."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -132,24 +145,57 @@ def _save(path: Path, state: dict[str, Any]) -> None:
     os.replace(unfinished, path)
 
 
-def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """A training state of the run that `identity` describes."""
+def _read(path: Path, identity: dict[str, Any], started: bool = True) -> dict[str, Any]:
+    """A training state of the run that `identity` describes; not yet `started`, it may leave out parts of itself."""
     another = "delete it, or choose another --out folder"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found = state["identity"]
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        found = {part: dict(state["identity"][part]) for part in identity}
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or of another version; {another}") from error
     for part, wanted in identity.items():
-        for name in dict.fromkeys((*wanted, *found[part])):
-            ours, theirs = wanted.get(name), found[part].get(name)
-            if ours != theirs:
-                raise ValueError(f"{path} belongs to another run: its {name} is {theirs}, not {ours}; {another}")
+        for name in dict.fromkeys((*wanted, *found[part])) if started else wanted:
+            differs = _difference(name, wanted.get(name), found[part].get(name))
+            if differs:
+                raise ValueError(f"{path} belongs to another run: its {differs}; {another}")
     return state
+
+
+def _difference(name: str, ours: Any, theirs: Any) -> str:
+    """`NAME is THEIRS, not OURS` of the first thing that differs, nothing where all is the same."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        inner = (
+            _difference(f"{name}'s {key}", ours.get(key), theirs.get(key)) for key in dict.fromkeys((*ours, *theirs))
+        )
+        return next(filter(None, inner), "")
+    return "" if ours == theirs else f"{name} is {theirs}, not {ours}"
+
+
+def _identity(recipe: Recipe, about: dict[str, Any] | None) -> dict[str, Any]:
+    """As a file gives it back: tuples are lists."""
+    found: dict[str, Any] = json.loads(json.dumps({"recipe": asdict(recipe), "about": about or {}}))
+    return found
+
+
+def check_state(folder: Path, recipe: Recipe, about: dict[str, Any]) -> bool:
+    """Whether the folder holds a state to go on from, told before anything is loaded.
+
+    Raises ValueError where it is damaged or of a run with another recipe, or another value of anything in `about`, which
+    may be less than `train` will be told.
+    """
+    saved = folder / "state.pt"
+    if saved.exists():
+        _read(saved, _identity(recipe, about), started=False)
+    return saved.exists()
 
 
 def _silent(done: int, note: str = "") -> None:
     pass
+
+
+def _not_finite(label: str, step: int, what: str, saved: Path) -> str:
+    kept = f"last good state: {saved}" if saved.exists() else "no state was saved yet"
+    return f"{label}: the loss is not finite at step {step} ({what}); {kept}"
 
 
 def train(
@@ -172,17 +218,18 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     saved = folder / "state.pt"
-    identity = json.loads(json.dumps({"recipe": asdict(recipe), "about": about or {}}))  # tuples as a file gives them
+    identity = _identity(recipe, about)
     start, seconds, log = 0, 0.0, []
+    running: dict[str, float] = {}
     if saved.exists():
         state = _read(saved, identity)
         objective.modules.load_state_dict(state["modules"])
         for name, optimiser in objective.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         start, seconds, log = state["step"], state["seconds"], state["log"]
+        running = state.get("running", {})
     objective.modules.to(device).train()
     began = last = time.monotonic()
-    running: dict[str, float] = {}
     first = processes(device).rank == 0
     with progress(label, recipe.steps, "steps", start) if first else nullcontext(_silent) as tick:
         for step in range(start, recipe.steps):
@@ -191,11 +238,12 @@ def train(
             for optimiser in objective.optimisers.values():
                 for group in optimiser.param_groups:
                     group["lr"] = rate(step, recipe)
-            losses = objective.step(batches(step).to(device), step / recipe.steps)
+            try:
+                losses = objective.step(batches(step).to(device), step / recipe.steps)
+            except FloatingPointError as error:
+                raise RuntimeError(_not_finite(label, step, f"{error}", saved)) from error
             if not all(math.isfinite(v) for v in losses.values()):
-                raise RuntimeError(
-                    f"{label}: the loss is not finite at step {step} ({losses}); last good state: {saved}"
-                )
+                raise RuntimeError(_not_finite(label, step, f"{losses}", saved))
             running = {k: 0.98 * running.get(k, v) + 0.02 * v for k, v in losses.items()}
             if step % 20 == 0 or step + 1 == recipe.steps:
                 log.append({"step": step, **running})
@@ -212,6 +260,7 @@ def train(
                         "step": step + 1,
                         "seconds": seconds + now - began,
                         "log": log,
+                        "running": running,
                         "identity": identity,
                         "modules": objective.modules.state_dict(),
                         "optimisers": {k: o.state_dict() for k, o in objective.optimisers.items()},

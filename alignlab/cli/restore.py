@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from alignlab.data.degradations import Task
+    from alignlab.restoration.design import Design
     from alignlab.training import Recipe
 
 app = typer.Typer(help="Restore images through a frozen language model; first the decoder.", no_args_is_help=True)
@@ -166,39 +167,49 @@ def train(
     from alignlab.restoration.design import Design
     from alignlab.restoration.experiment import Experiment
     from alignlab.restoration.experiment import run as perform
+    from alignlab.training import processes
 
     numbers = {"steps": steps, "epochs": epochs, "batch-size": batch_size, "crops": crops, "lr": lr}
-    _check_positive({**numbers, "accumulate": accumulate})
-    _check_whole({"workers": workers, "seed": seed, "n": n, "warmup": warmup})
+    _check_positive({**numbers, "accumulate": accumulate, "task-tokens": task_tokens})
+    _check_whole({"workers": workers, "seed": seed, "n": n, "warmup": warmup, "lora": lora})
+    _check_dtype(dtype)
     where = pick_device(device)
-    folder = output_folder(out, "restore-train")
-    if json_file is not None:
-        check_writable(json_file.absolute().parent, "--json")
-    plan = Design(
-        how=how,
-        encoder=encoder,
-        decoder=decoder,
-        llm=llm,
-        tasks=tuple(task),
-        task_tokens=task_tokens,
-        features=features,
-        lora=lora,
-        causal=causal,
-        rotary=rotary,
-        seed=seed,
-    )
+    among = processes(where)
+    if among.count > 1 and out is None:  # a folder named after the time would be another one in each process
+        raise ValueError("--out is needed under accelerate launch, whose processes share the folder")
+    try:
+        choices = Design(
+            how=how,
+            encoder=encoder,
+            decoder=decoder,
+            llm=llm,
+            tasks=tuple(task),
+            task_tokens=task_tokens,
+            features=features,
+            lora=lora,
+            causal=causal,
+            rotary=rotary,
+            seed=seed,
+        )
+    except ValueError as error:  # its fields are called as the options are
+        raise ValueError(f"--{error}") from error
     experiment = Experiment(
-        design=plan,
+        design=choices,
         data=tuple(data),
         recipe=_restore_recipe(recipe, tuple(data), steps, epochs, batch_size, lr, warmup, seed),
         crops=crops,
         n=n,
     )
+    folder = output_folder(out, "restore-train")
+    if json_file is not None:
+        check_writable(json_file.absolute().parent, "--json")
     result = perform(experiment, folder, device=where, dtype=dtype, accumulate=accumulate, workers=workers)
+    if among.rank > 0:  # the first writes and speaks
+        return
     if json_file is not None:
         write_json(json_file, result)
     if result["evaluations"]:
-        _show_evaluations(list(result["evaluations"].values()), how)
+        _show_evaluations(result["evaluations"], how)
     typer.echo(f"written: {folder}")
 
 
@@ -230,31 +241,39 @@ def evaluate(
 
     Example: alignlab restore eval --checkpoint runs/denoise --data my-photos/
     """
-    from dataclasses import asdict
-
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
     from alignlab.provenance import environment, shown
-    from alignlab.restoration.design import find, load
+    from alignlab.restoration.design import find, load, read
     from alignlab.restoration.experiment import TEST_SEED, evaluate_on, open_test
     from alignlab.restoration.pictures import save_grid
 
     _check_positive({"n": n, "batch-size": batch_size})
-    if mode not in ("forced", "free"):
-        raise ValueError(f"--mode must be forced or free, got {mode!r}")
+    _check_mode_and_dtype(mode, dtype)
     where = pick_device(device)
+    for name in checkpoint:  # what is wrong shows before anything is loaded or measured
+        plan, described, _ = read(find(name))
+        for one in task or plan.tasks:
+            _parameters(one, strength)
+            _check_learnt(one, plan, name)
     folder = output_folder(out, "restore-eval")
     if json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
+    labels: list[str] = []
     results: list[dict[str, Any]] = []
     for name in checkpoint:
         model, plan, described = load(name, device=where, dtype=dtype, encoder=encoder, llm=llm)
         tasks = task or list(plan.tasks)
         parameters = {one: _parameters(one, strength) for one in tasks}
-        learnt = described["about"]["data"]
+        about = described["about"]
+        learnt = about.get("data", [])
         for source in data:
+            if shown(source) in learnt and source != "scenes" and about.get("whole"):
+                raise ValueError(
+                    f"--data {shown(source)}: {name} has learnt from all of it; give pictures it never saw"
+                )
             test = open_test(source, [source] if fifth or shown(source) in learnt else [], n)
             for one in tasks:
-                options = {"mode": mode} if model.how == "lm4lv" else {}
+                options = _mode_of(model.how, mode)
                 plain, found = evaluate_on(
                     model,
                     test,
@@ -265,8 +284,11 @@ def evaluate(
                     **options,
                 )
                 label = "-".join((find(name).resolve().name, test.data.name, one))
+                labels.append(label)
+                if (again := labels.count(label)) > 1:
+                    label = f"{label}-{again}"
                 save_grid(found.shown, folder / f"{label}.jpg", f"{one}, {model.how}")
-                row = {"checkpoint": find(name).resolve().name, "design": asdict(plan), "frozen": described["frozen"]}
+                row = {"checkpoint": find(name).resolve().name, "design": plan.plain(), "frozen": described["frozen"]}
                 results.append({**row, "picture": f"{label}.jpg", **plain})
     result = {
         "schema": "alignlab.restore-eval/1",
@@ -307,20 +329,24 @@ def apply(
 
     from alignlab.cli.common import output_folder, pick_device
     from alignlab.data import read_image, resize, to_tensor
-    from alignlab.restoration.design import load
+    from alignlab.restoration.design import find, load, read
 
     _check_positive({"batch-size": batch_size})
-    if mode not in ("forced", "free"):
-        raise ValueError(f"--mode must be forced or free, got {mode!r}")
+    _check_mode_and_dtype(mode, dtype)
     import torch
 
     where = pick_device(device)
-    pictures = [to_tensor(read_image(path))[None] for path in image]
+    try:
+        pictures = [to_tensor(read_image(path))[None] for path in image]
+    except FileNotFoundError as error:
+        raise ValueError(f"{error}; IMAGE takes picture files") from error
+    plan, _, _ = read(find(checkpoint))
+    _check_learnt(task or plan.tasks[0], plan, checkpoint)
+    options = _mode_of(plan.how, mode)
     model, plan, _ = load(checkpoint, device=where, dtype=dtype, encoder=encoder, llm=llm)
     folder = output_folder(out, "restore-apply")
     size = model.encoder.image_size
     squares = torch.cat([resize(picture, size) for picture in pictures])
-    options = {"mode": mode} if model.how == "lm4lv" else {}
     restored = model.restore(squares, task, batch_size=batch_size, **options)
     chosen = task or plan.tasks[0]
     taken: set[str] = set()
@@ -334,6 +360,30 @@ def apply(
         f"read at {size} x {size} pixels, as {model.encoder.name} sees them, and painted at {restored.shape[-1]}"
     )
     typer.echo(f"written: {folder} ({len(image)} picture(s))")
+
+
+def _check_learnt(task: str, plan: Design, name: str) -> None:
+    if task not in plan.tasks:
+        raise ValueError(f"--task {task}: {name} has learnt {', '.join(plan.tasks)}")
+
+
+def _mode_of(how: str, mode: str) -> dict[str, str]:
+    if how == "lm4lv":
+        return {"mode": mode}
+    if mode != "forced":
+        raise ValueError(f"--mode {mode} is for lm4lv; {how} says nothing")
+    return {}
+
+
+def _check_mode_and_dtype(mode: str, dtype: str) -> None:
+    if mode not in ("forced", "free"):
+        raise ValueError(f"--mode must be forced or free, got {mode!r}")
+    _check_dtype(dtype)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ("bfloat16", "float32"):
+        raise ValueError(f"--dtype must be bfloat16 or float32, got {dtype!r}")
 
 
 def _parameters(task: str, strength: list[str]) -> Task | None:
@@ -357,7 +407,10 @@ def _parameters(task: str, strength: list[str]) -> Task | None:
             given[name] = ast.literal_eval(value)
         except (SyntaxError, ValueError) as error:
             raise ValueError(f"--strength must be NAME=NUMBER or NAME=LOW,HIGH, got {one!r}") from error
-    changed: Task = replace(TASKS[task], **given)  # type: ignore[type-var]
+    try:
+        changed: Task = replace(TASKS[task], **given)  # type: ignore[type-var]
+    except ValueError as error:
+        raise ValueError(f"--strength of {task}: {error}") from error
     return changed
 
 
@@ -367,21 +420,26 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str) -> None:
     from rich.table import Table
 
     from alignlab.cli.common import console
+    from alignlab.restoration.card import gain_of, pair_of
 
     table = Table(title="PSNR in dB / SSIM on images that training never saw", title_justify="left")
-    for heading in ("task", "data", "n", "degraded", "encoder + decoder", how, "gain (95% interval)", "misaligned"):
+    for heading in (
+        "task",
+        "data",
+        "n",
+        "degraded",
+        "encoder + decoder",
+        how,
+        "gain in dB (95% interval)",
+        "misaligned",
+    ):
         table.add_column(heading, no_wrap=heading != "data", justify="left" if heading in ("task", "data") else "right")
     for one in evaluations:
-        cells = [_pair(one[column]) for column in ("degraded", "alone", "restored")]
-        low, high = one["gain"]["psnr"]["ci95"]
-        gain = f"{one['gain']['psnr']['mean']:+.2f} dB ({low:+.2f} to {high:+.2f})"
-        table.add_row(one["task"], escape(one["data"]["name"]), f"{one['n']}", *cells, gain, f"{one['misaligned']}")
+        cells = [pair_of(one[column]) for column in ("degraded", "alone", "restored")]
+        table.add_row(
+            one["task"], escape(one["data"]["name"]), f"{one['n']}", *cells, gain_of(one), f"{one['misaligned']}"
+        )
     console().print(table)
-
-
-def _pair(figures: dict[str, Any]) -> str:
-    psnr, ssim = figures["psnr"]["mean"], figures["ssim"]["mean"]
-    return f"{'inf' if psnr is None else f'{psnr:.2f}'} / {ssim:.3f}"
 
 
 def _check_positive(numbers: dict[str, float | None]) -> None:

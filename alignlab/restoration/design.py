@@ -7,6 +7,8 @@ design and the hashes of the frozen models, so that adapters are never put betwe
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from alignlab.data.degradations import NAMES as TASKS
 from alignlab.models import load_llm
 from alignlab.models.catalogue import BY_NAME
 from alignlab.paths import shipped
+from alignlab.provenance import shown
 from alignlab.restoration.coordinates import Whitened, open_encoder, whitened
 from alignlab.restoration.restorer import Restorer
 
@@ -59,6 +62,10 @@ class Design:
         for name, value, known in (("how", self.how, HOWS), ("features", self.features, FEATURES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if self.task_tokens < 1:
+            raise ValueError(f"task_tokens must be 1 or more, got {self.task_tokens}")
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"task must be different names, one at least, got {', '.join(self.tasks) or 'none'}")
         for task in self.tasks:
             if task not in TASKS:
                 raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
@@ -73,6 +80,19 @@ class Design:
     def reads_llm(self) -> bool:
         return self.how in ("lm4lv", "vit-llm")
 
+    def plain(self) -> dict[str, Any]:
+        """For a result: what was typed, without the folders that local models lie in."""
+        parts = {name: _without_folders(getattr(self, name)) for name in ("encoder", "decoder", "llm")}
+        return {**asdict(self), "tasks": list(self.tasks), **parts}
+
+
+def _without_folders(name: str | None) -> str | None:
+    if name is None:
+        return None
+    found = re.fullmatch(r"(.*?)((?:\+position|@[^/@]*|\[[^\]]*\])*)", name, re.DOTALL)
+    assert found is not None, "the second part may be empty"
+    return shown(found[1]) + found[2]
+
 
 def build(
     design: Design,
@@ -81,17 +101,20 @@ def build(
     device: str = "cpu",
     dtype: str = "bfloat16",
     coordinates: dict[str, Tensor] | None = None,
+    check: Callable[[dict[str, str]], None] = lambda parts: None,
 ) -> Restorer:
     """The untrained restorer of a design; `dtype` is the language model's.
 
-    Whitening comes from `coordinates`, or is fitted on `pictures(size)`, clean training images `[N, 3, size, size]`. Raises
-    ValueError as the models do, and for an encoder without a decoder.
+    Whitening comes from `coordinates`, or is fitted on `pictures(size)`, clean training images `[N, 3, size, size]`. `check`
+    is called with the checkpoints of the frozen parts as soon as each is loaded. Raises ValueError as the models do, and
+    for an encoder without a decoder.
     """
     encoder = open_encoder(design.encoder, device=device, decoder=design.decoder)
     if not hasattr(encoder, "decode"):
         raise ValueError(
             f"{encoder.name} has no decoder; --encoder takes a MAE, a BEiT with its dVAE, a VQGAN or pca here"
         )
+    check(_checkpoints(encoder))
     clean = None if pictures is None else pictures(encoder.image_size)
     if coordinates:
         encoder = Whitened.from_state(encoder, coordinates)
@@ -106,11 +129,13 @@ def build(
         from alignlab.restoration.lm4lv import LM4LV
 
         llm = load_llm(design.llm, device=device, dtype=dtype)
+        check({"llm": llm.checkpoint})
         return LM4LV(encoder, llm, design.task_tokens, tasks=tasks, seed=seed, sample=sample, lora=design.lora)
     if design.how == "vit-llm":
         from alignlab.restoration.vit_llm import ViTLLM
 
         llm = load_llm(design.llm, device=device, dtype=dtype)
+        check({"llm": llm.checkpoint})
         free = {"bidirectional": not design.causal, "rotary": design.rotary}
         return ViTLLM(encoder, llm, design.task_tokens, **free, tasks=tasks, seed=seed, sample=sample)
     from alignlab.restoration import experts
@@ -130,12 +155,12 @@ def _llm_width(name: str) -> int:
 
 def frozen_parts(model: Restorer) -> dict[str, str]:
     """The checkpoints between which `model` learns, with their hashes; whitening is no part of them."""
-    encoder = model.encoder.encoder if isinstance(model.encoder, Whitened) else model.encoder
-    parts = {
-        "encoder": encoder.checkpoint,
-        "decoder": getattr(encoder, "decoder_checkpoint", encoder.checkpoint),
-    }
+    parts = _checkpoints(model.encoder.encoder if isinstance(model.encoder, Whitened) else model.encoder)
     return parts if model.llm is None else {**parts, "llm": model.llm.checkpoint}
+
+
+def _checkpoints(encoder: Any) -> dict[str, str]:
+    return {"encoder": encoder.checkpoint, "decoder": getattr(encoder, "decoder_checkpoint", encoder.checkpoint)}
 
 
 def save(model: Restorer, design: Design, folder: Path, about: dict[str, Any] | None = None) -> None:
@@ -145,8 +170,10 @@ def save(model: Restorer, design: Design, folder: Path, about: dict[str, Any] | 
     if isinstance(model.encoder, Whitened):
         state |= {COORDINATES + k: v.cpu().contiguous() for k, v in model.encoder.state().items()}
     described = {"design": asdict(design), "frozen": frozen_parts(model), "about": about or {}}
-    save_file(state, folder / ADAPTERS, metadata={"format": "pt", "alignlab": json.dumps(described)})
-    (folder / ADAPTERS).chmod(0o644)  # safetensors makes it readable to its owner alone
+    unfinished = folder / f".{ADAPTERS}"
+    save_file(state, unfinished, metadata={"format": "pt", "alignlab": json.dumps(described)})
+    unfinished.chmod(0o644)  # safetensors makes it readable to its owner alone
+    os.replace(unfinished, folder / ADAPTERS)
 
 
 def read(folder: Path) -> tuple[Design, dict[str, Any], dict[str, Tensor]]:
@@ -158,9 +185,13 @@ def read(folder: Path) -> tuple[Design, dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             described = json.loads((file.metadata() or {})["alignlab"])
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dict
-        given = described["design"]
-        return Design(**{**given, "tasks": tuple(given["tasks"])}), described, state
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        given, frozen, about = (dict(described[part]) for part in ("design", "frozen", "about"))
+        return (
+            Design(**{**given, "tasks": tuple(given["tasks"])}),
+            {"design": given, "frozen": frozen, "about": about},
+            state,
+        )
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no file of `alignlab restore train`, or a damaged one") from error
 
 
@@ -186,14 +217,19 @@ def load(
     design, described, state = read(folder)
     coordinates = {k.removeprefix(COORDINATES): v for k, v in state.items() if k.startswith(COORDINATES)}
     wanted = replace(design, encoder=encoder or design.encoder, llm=llm or design.llm)
-    model = build(wanted, device=device, dtype=dtype, coordinates=coordinates)
-    ours, theirs = frozen_parts(model), described["frozen"]
-    for part in theirs:
-        if ours.get(part) != theirs[part]:
-            raise ValueError(
-                f"{folder / ADAPTERS} was trained with the {part} {theirs[part]}, and this is {ours.get(part)}; give "
-                f"the one it was trained with (--{part})"
-            )
+    theirs = described["frozen"]
+
+    def check(ours: dict[str, str]) -> None:
+        for part, found in ours.items():
+            if part in theirs and found != theirs[part]:
+                # A decoder goes with its encoder; of the two the encoder is named where both differ.
+                give = f"--{part}" if part != "decoder" else "where the adapters' design names it"
+                raise ValueError(
+                    f"{folder / ADAPTERS} was trained with the {part} {theirs[part]}, and this is {found}; give the one it "
+                    f"was trained with ({give})"
+                )
+
+    model = build(wanted, device=device, dtype=dtype, coordinates=coordinates, check=check)
     adapters = {k: v for k, v in state.items() if not k.startswith(COORDINATES)}
     try:
         model.load_state_dict(adapters)

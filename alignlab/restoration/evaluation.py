@@ -15,7 +15,9 @@ from alignlab.progress import progress
 from alignlab.restoration.quality import Mean, mean, psnr, ssim
 from alignlab.restoration.restorer import Restorer
 
-SHIFT_GAIN = 2.0  # dB by which a shifted comparison must be better for an output to count as misaligned
+# What a comparison with the truth moved by a patch must reach for an output to count as misaligned; see `misaligned`.
+SHIFT_GAIN, SHIFT_SHARE, SHIFT_LIKE = 2.0, 0.3, 0.6
+SHIFT_LEAST = 3e-3  # sum over channels of squared differences; less is a flat picture, which looks the same when moved
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Evaluation:
     `degraded`: what the model was given (of rotate, flip and repeat, what it should answer: the paper's "inf"). `alone`:
     the encoder and its decoder without anything between, MAE-r in the paper, of what was given (of rotate, flip and
     repeat, of the answer: the best that can be had). `restored`: the model. `gain`: restored minus alone, `lift`: restored
-    minus degraded, None where that is infinite for every image. `misaligned` counts outputs that fit the truth better
-    when shifted by a patch (App. C.1).
+    minus degraded; either is None where one of the two is infinite for every image. `misaligned` counts outputs whose
+    patches moved along the raster (App. C.1).
     """
 
     task: str
@@ -42,7 +44,7 @@ class Evaluation:
     degraded: Figures
     alone: Figures
     restored: Figures
-    gain: Figures
+    gain: Figures | None
     lift: Figures | None
     misaligned: int
     shown: dict[str, Tensor] = field(repr=False)
@@ -61,29 +63,52 @@ def _difference(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], seed: int) -
     return Figures(*(mean(torch.cat([x[finite] - y[finite], infinite]), seed=seed) for x, y in zip(a, b, strict=True)))
 
 
-def misaligned(made: Tensor, truth: Tensor, patch: int, gain: float = SHIFT_GAIN) -> Tensor:
+def misaligned(made: Tensor, truth: Tensor, patch: int) -> Tensor:
     """Whether an output shows the picture in the wrong place, bool `[B]`; images `[B, 3, H, W]` in 0..1.
 
-    Autoregressive generation now and then loses or doubles a token, and whatever follows moves by a patch. So each
-    output is compared with the truth as it is and moved by one patch in each of the eight directions, over what all of
-    these cover, as a whole and over the lower half: it is misaligned where a moved one is better by `gain` dB.
+    Autoregressive generation now and then loses or doubles a token, and whatever follows comes a patch too early or too
+    late, in raster order: what leaves a row at one side enters the next at the other. So of every stretch from some patch
+    on to the end (a row of patches at least) the output is compared with the truth as it is and moved by one or two
+    patches. It is misaligned where a moved truth is better by `SHIFT_GAIN` dB and by `SHIFT_SHARE` of the squared
+    difference between the two truths, and correlates with the output by `SHIFT_LIKE` or more: a blurred or a flat output,
+    which is like neither, is only bad. A loss in the last row, or where the picture is flat, stays unseen.
+
+    Raises ValueError for shapes that differ and sides that are no multiple of `patch`.
     """
     height, width = truth.shape[2:]
-    if made.shape != truth.shape or min(height, width) < 4 * patch:
+    if made.shape != truth.shape or height % patch or width % patch:
         raise ValueError(
-            f"made and truth must be the same [B, 3, H, W] of 4 patches a side or more, got {list(made.shape)} and "
-            f"{list(truth.shape)} with patches of {patch}"
+            f"made and truth must be the same [B, 3, H, W] in patches of {patch}, got {list(made.shape)} and "
+            f"{list(truth.shape)}"
         )
-    inner = slice(patch, height - patch), slice(patch, width - patch)
-    errors = {}
-    for down in (-patch, 0, patch):
-        for right in (-patch, 0, patch):
-            moved = truth.roll((down, right), (2, 3))[:, :, inner[0], inner[1]]
-            square = (made[:, :, inner[0], inner[1]] - moved).square().mean((1, 3))  # [B, rows]
-            errors[down, right] = torch.stack([square.mean(1), square[:, square.shape[1] // 2 :].mean(1)], 1)
-    here = errors.pop((0, 0))  # [B, 2]: whole, lower half
-    best = torch.stack(list(errors.values())).amin(0)
-    return (best * 10 ** (gain / 10) < here).any(1)
+    x, y = _cells(made, patch), _cells(truth, patch)  # [B, T, 3, p^2]
+    count, row = x.shape[1], width // patch
+    found = torch.zeros(len(x), dtype=torch.bool)
+    for by in (-2, -1, 1, 2):
+        place = torch.arange(count) + by
+        inside = ((place >= 0) & (place < count)).double()
+        z = y[:, place.clamp(0, count - 1)]
+
+        def tails(values: Tensor, inside: Tensor = inside) -> Tensor:
+            """`[B, T, 3, p^2]` -> the means from each patch on to the end, `[B, starts, 3]`."""
+            weights = inside.flip(0).cumsum(0).flip(0)[: count - row, None]
+            sums = (values.mean(3) * inside[:, None]).flip(1).cumsum(1).flip(1)
+            return sums[:, : count - row] / weights
+
+        def covariance(a: Tensor, b: Tensor, tails: Callable[[Tensor], Tensor] = tails) -> Tensor:
+            return (tails(a * b) - tails(a) * tails(b)).sum(2)  # [B, starts]; each channel about its own mean
+
+        here, there, apart = (tails((a - b).square()).sum(2) for a, b in ((x, y), (x, z), (y, z)))
+        like = covariance(x, z) / (covariance(x, x) * covariance(z, z)).clamp(min=1e-12).sqrt()
+        better = (there * 10 ** (SHIFT_GAIN / 10) < here) & (here - there > SHIFT_SHARE * apart)
+        found |= (better & (like > SHIFT_LIKE) & (apart > SHIFT_LEAST)).any(1)
+    return found
+
+
+def _cells(images: Tensor, patch: int) -> Tensor:
+    """`[B, 3, H, W]` -> `[B, T, 3, p^2]`, patches in raster order, float64."""
+    cells = images.detach().double().cpu().unfold(2, patch, patch).unfold(3, patch, patch)  # [B, 3, h, w, p, p]
+    return cells.permute(0, 2, 3, 1, 4, 5).flatten(4).flatten(1, 2)
 
 
 def evaluate(
@@ -106,7 +131,7 @@ def evaluate(
     """
     encoder = model.encoder
     columns: dict[str, list[tuple[Tensor, Tensor]]] = {"degraded": [], "alone": [], "restored": []}
-    wrong, rows = 0, {}
+    wrong, rows = 0, dict[str, list[Tensor]]()
     was_training = model.training
     model.eval()
     patch = encoder.image_size // max(math.isqrt(model.visual), 1)
@@ -123,23 +148,22 @@ def evaluate(
             for name, images in (("degraded", given), ("alone", alone), ("restored", made)):
                 columns[name].append(_figures(images, high))
             wrong += int(misaligned(made, high, patch * made.shape[-1] // encoder.image_size).sum())
-            if at == 0:
-                rows = {"given": low, "encoder + decoder": alone, model.how: made, "truth": high}
-                rows = {label: images[:shown].clone() for label, images in rows.items()}
+            if at < shown:
+                these = {"given": low, "encoder + decoder": alone, model.how: made, "truth": high}
+                for label, images in these.items():
+                    rows.setdefault(label, []).append(images[: shown - at].clone())
             tick(at + len(clean))
     model.train(was_training)
     whole = {
         name: (torch.cat([p for p, _ in parts]), torch.cat([s for _, s in parts])) for name, parts in columns.items()
     }
     figures = {name: Figures(*(mean(x, seed=seed) for x in pair_)) for name, pair_ in whole.items()}
-    gain = _difference(whole["restored"], whole["alone"], seed)
-    assert gain is not None, "no picture comes through a decoder unchanged"
     return Evaluation(
         task=task,
         n=n,
         **figures,
-        gain=gain,
+        gain=_difference(whole["restored"], whole["alone"], seed),
         lift=_difference(whole["restored"], whole["degraded"], seed),
         misaligned=wrong,
-        shown=rows,
+        shown={label: torch.cat(parts) for label, parts in rows.items()},
     )

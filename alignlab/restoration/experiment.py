@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,12 +19,13 @@ from alignlab.data.degradations import Task
 from alignlab.pretrain.pool import held_out
 from alignlab.provenance import environment, shown
 from alignlab.restoration import fit
+from alignlab.restoration.card import write_card
 from alignlab.restoration.coordinates import Whitened
-from alignlab.restoration.design import ADAPTERS, Design, build, frozen_parts
+from alignlab.restoration.design import ADAPTERS, Design, build, frozen_parts, read
 from alignlab.restoration.evaluation import Evaluation, Figures, evaluate
 from alignlab.restoration.pictures import save_grid
 from alignlab.restoration.restorer import Restorer
-from alignlab.training import Recipe, processes
+from alignlab.training import Processes, Recipe, processes
 
 SCHEMA = "alignlab.restore-train/1"
 RESULT = "result.json"
@@ -92,11 +94,13 @@ def run(
 ) -> dict[str, Any]:
     """Train (resuming what `out` holds), measure, write `result.json`, pictures and adapters to `out`; the result.
 
-    A finished run of the same experiment is read, not repeated. Errors as `fit` and `build`.
+    `dtype` is the language model's, and takes the place of the recipe's. A finished run of the same experiment is read, not
+    repeated. Errors as `fit` and `build`.
     """
-    plan, recipe = experiment.design, experiment.recipe
-    described = describe(experiment)
-    if (finished := _finished(out, described)) is not None:
+    among = processes(device)  # before anything goes to a device: each has its own
+    plan, recipe = experiment.design, replace(experiment.recipe, dtype=dtype)
+    described = describe(replace(experiment, recipe=recipe))
+    if (finished := _finished(out, plan, described)) is not None:
         return finished
     settings = fit.Run(
         data=experiment.data,
@@ -108,13 +112,14 @@ def run(
         device=device,
         workers=workers,
     )
-    tests = {
-        source: open_test(source, () if experiment.test else experiment.data, experiment.n)
+    tests = [
+        open_test(source, () if experiment.test else experiment.data, experiment.n)
         for source in (experiment.test or experiment.data if experiment.n else ())
-    }
-    model = build(plan, fit.clean(settings), device=device, dtype=dtype, coordinates=_coordinates(out))
-    _keep_coordinates(model, out)
-    first = next(iter(tests.values()), None)
+    ]
+    coordinates = _coordinates(out) if fit.started(plan, settings) and plan.features == "whitened" else None
+    model = build(plan, fit.clean(settings), device=device, dtype=dtype, coordinates=coordinates)
+    _keep_coordinates(model, out, among)
+    first = tests[0] if tests else None
     samples = None if first is None else first.pictures(model.encoder.image_size)(0, min(fit.SHOWN, len(first)))
     history = fit.fit(model, plan, settings, samples=samples)
     result = {
@@ -126,38 +131,57 @@ def run(
             "seconds": round(history["seconds"], 1),
             "log": history["log"],
         },
-        "evaluations": {},
+        "evaluations": [],
     }
-    if processes(device).rank == 0:
-        for source, test in tests.items():
+    if among.rank == 0:
+        names = _different([test.data.name for test in tests])
+        for test, name in zip(tests, names, strict=True):
             for task in plan.tasks:
-                found = evaluate_on(model, test, task)
-                result["evaluations"][f"{source} {task}" if len(plan.tasks) > 1 else source] = found[0]
-                save_grid(found[1].shown, out / f"{found[0]['data']['name']}-{task}.jpg", f"{task}, {model.how}")
+                plain, found = evaluate_on(model, test, task)
+                picture = f"{name}-{task}.jpg"
+                result["evaluations"].append({**plain, "picture": picture})
+                save_grid(found.shown, out / picture, f"{task}, {model.how}")
         result["environment"] = environment(device)
         unfinished = out / f".{RESULT}"
         unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
         unfinished.replace(out / RESULT)
+        write_card(result, out)
     return result
 
 
 def _coordinates(out: Path) -> dict[str, Tensor] | None:
     """The whitening that an unfinished run began with: fitted again elsewhere it could differ in the last bit."""
     path = out / COORDINATES
-    return load_file(path) if path.is_file() else None
+    try:
+        return load_file(path) if path.is_file() else None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged, and the run cannot go on; choose another --out folder") from error
 
 
-def _keep_coordinates(model: Restorer, out: Path) -> None:
-    if isinstance(model.encoder, Whitened) and not (out / COORDINATES).is_file():
+def _keep_coordinates(model: Restorer, out: Path, among: Processes) -> None:
+    """Write the whitening beside the state; of several processes, all take the first one's."""
+    if not isinstance(model.encoder, Whitened):
+        return
+    state = among.share(model.encoder.state())
+    if among.count > 1:
+        model.__dict__["encoder"] = Whitened.from_state(model.encoder.encoder, state)
+    if among.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in model.encoder.state().items()}, out / COORDINATES)
+        unfinished = out / f".{COORDINATES}"
+        save_file({k: v.contiguous() for k, v in state.items()}, unfinished)
+        unfinished.replace(out / COORDINATES)
+
+
+def _different(names: list[str]) -> list[str]:
+    """Names with a number behind all but the first of a kind."""
+    return [name if (again := names[:i].count(name)) == 0 else f"{name}-{again + 1}" for i, name in enumerate(names)]
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
     """What makes an experiment what it is, as a file gives it back."""
     plain = {
         "schema": SCHEMA,
-        "design": asdict(experiment.design),
+        "design": experiment.design.plain(),
         "data": [_named(source) for source in experiment.data],
         "recipe": asdict(experiment.recipe),
         "crops": experiment.crops,
@@ -173,13 +197,14 @@ def _named(source: str) -> dict[str, str]:
     return {"name": shown(source), "fingerprint": "" if source == "scenes" else load_dataset(source).fingerprint}
 
 
-def _finished(out: Path, described: dict[str, Any]) -> dict[str, Any] | None:
+def _finished(out: Path, plan: Design, described: dict[str, Any]) -> dict[str, Any] | None:
     try:
         result: dict[str, Any] = json.loads((out / RESULT).read_text())
-    except (OSError, json.JSONDecodeError):
+        same = all(result.get(key) == value for key, value in described.items())
+        # The result names models without their folders, the adapters with them.
+        return result if same and (out / ADAPTERS).is_file() and read(out)[0] == plan else None
+    except (OSError, ValueError, AttributeError):  # none yet, or a damaged one
         return None
-    same = all(result.get(key) == value for key, value in described.items())
-    return result if same and (out / ADAPTERS).is_file() else None
 
 
 def evaluate_on(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.data import load_dataset
 from alignlab.data.degradations import pair
 from alignlab.paper import LM4LV_RECIPE
 from alignlab.provenance import shown
@@ -19,7 +20,7 @@ from alignlab.restoration.batches import picture_batches
 from alignlab.restoration.design import Design
 from alignlab.restoration.pictures import save_grid
 from alignlab.restoration.restorer import Restorer
-from alignlab.training import Processes, Recipe, descend, processes, train
+from alignlab.training import Processes, Recipe, check_state, descend, processes, train
 
 # The paper's recipe but for its size and its rate: batch 256 and two epochs of 595,375 images are 4,651 steps on four
 # A100s. Few steps want a higher rate than its 3e-4.
@@ -138,22 +139,30 @@ def fit(
     run, RuntimeError where a loss is not finite; the last good state stays.
     """
     among = processes(run.device)
-    identity = {
-        "design": asdict(plan),
-        "frozen": design.frozen_parts(model),
-        "data": run.data,
-        "crops": run.crops,
-        "held out": not run.all_items,
-    }
+    identity = {**_identity(plan, run, named=batches is None), "frozen": design.frozen_parts(model)}
     goal = Restoring(model, run.recipe, run.accumulate, among)
+    if among.count > 1:  # each began by itself, which might differ in the last bit
+        model.load_state_dict(among.share({name: x.detach().cpu() for name, x in model.state_dict().items()}))
     draw = batches or run.batches(model.encoder.image_size)
     with plain_attention(model), _watching(model, run, samples) as watch:
         history = train(goal, draw, run.recipe, run.out, f"train {model.how}", run.device, about=identity, watch=watch)
     if among.rank == 0:
-        design.save(
-            model, plan, run.out, {"data": [shown(source) for source in run.data], "recipe": asdict(run.recipe)}
-        )
+        about = {"data": [shown(source) for source in run.data], "whole": run.all_items, "recipe": asdict(run.recipe)}
+        design.save(model, plan, run.out, about)
     return history
+
+
+def _identity(plan: Design, run: Run, named: bool = True) -> dict[str, Any]:
+    """What makes a training what it is, but for the recipe and the frozen models; `named`: its data are sets."""
+    found = {"design": asdict(plan), "data": run.data, "crops": run.crops, "held out": not run.all_items}
+    sets = [source for source in run.data if source != "scenes"] if named else []
+    # A folder may keep its name and get other pictures.
+    return {**found, "fingerprints": [load_dataset(source).fingerprint for source in sets]} if sets else found
+
+
+def started(plan: Design, run: Run) -> bool:
+    """Whether `run.out` holds a state of this run, told before a model is loaded; ValueError where it is another's."""
+    return check_state(run.out, run.recipe, _identity(plan, run))
 
 
 @contextmanager

@@ -193,3 +193,107 @@ def test_visual_tokens_start_with_the_spread_of_words(model):
     low = model.encoder.encode(IMAGES)
     words = model.llm.model.get_input_embeddings().weight.std()
     assert 0.5 < float(model._visual(low).detach().std() / words) < 2
+
+
+# --- how it begins ---
+
+
+def test_a_sample_is_what_the_layers_begin_with(parts):
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    sample = parts[0].encode(images)
+    model = LM4LV(*parts, task_tokens=2, sample=sample)
+    read = model._visual(sample).detach()
+    words = parts[1].model.get_input_embeddings().weight.std()
+    assert float(read.mean((0, 1)).norm()) < 1e-3 * float(read.norm(dim=-1).mean())  # the mean is taken off
+    assert 0.4 < float(read.std() / words) < 1.5
+    written = model.generate(sample[:4], "denoise").tokens
+    near = (written - sample.mean((0, 1))).square().mean()
+    assert near < 0.1 * sample.var()  # what is written starts near the mean
+    again = LM4LV(*parts, task_tokens=2, sample=sample)
+    assert all(torch.equal(x, again.state_dict()[name]) for name, x in model.state_dict().items())
+    other = LM4LV(*parts, task_tokens=2, sample=sample, seed=1)
+    assert not torch.equal(other.adapter_in.weight, model.adapter_in.weight)
+
+
+def test_directions_come_in_with_about_the_same_weight(parts):
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(-1, 1, 24)
+    sample = torch.randn(64, 17, 24, generator=generator) * scales
+    weight = LM4LV(*parts, task_tokens=2, sample=sample).adapter_in.weight.detach()
+    carried = weight.norm(dim=0) * scales
+    assert float(carried[-6:].max() / carried[-6:].min()) < 2  # the large ones, alike
+    assert carried[0] < carried[-1]  # a small one is raised, but not so far
+
+
+# --- free answers, several at once ---
+
+
+def test_restore_in_free_mode_and_one_at_a_time(model, monkeypatch):
+    marker = list(model.words.open)
+    monkeypatch.setattr(model, "_logits", saying(marker))
+    together = model.restore(IMAGES, "mask", mode="free")
+    for i, image in enumerate(IMAGES):
+        monkeypatch.setattr(model, "_logits", saying(marker))
+        torch.testing.assert_close(model.restore(image[None], "mask", mode="free")[0], together[i], atol=1e-4, rtol=0)
+    forced = model.restore(IMAGES, "mask")
+    torch.testing.assert_close(together, forced, atol=1e-4, rtol=0)
+
+
+def saying(marker):
+    """A head that opens its image at once, then says nothing but token 5."""
+    asked = []
+
+    def logits(hidden):
+        asked.append(len(hidden))
+        found = torch.zeros(len(hidden), 100)
+        found[:, marker[len(asked) - 1] if len(asked) <= len(marker) else 5] = 1
+        return found
+
+    return logits
+
+
+@pytest.mark.parametrize("mode", ["forced", "free"])
+def test_a_batch_is_one_answer_after_another(model, mode):
+    low = model.encoder.encode(IMAGES)
+    together = model.generate(low, "denoise", mode)
+    for i in range(len(IMAGES)):
+        alone = model.generate(low[i : i + 1], "denoise", mode)
+        torch.testing.assert_close(alone.tokens[0], together.tokens[i], atol=1e-4, rtol=1e-4)
+        assert alone.texts[0] == together.texts[i]
+
+
+# --- LoRA ---
+
+
+@pytest.fixture
+def learning(small_mae, small_llm):
+    pytest.importorskip("peft", reason="LoRA needs peft")
+    plain = LM4LV(load_encoder(str(small_mae)), load_llm(str(small_llm)), task_tokens=4)
+    return plain, LM4LV(load_encoder(str(small_mae)), load_llm(str(small_llm)), task_tokens=4, lora=2)
+
+
+def test_lora_starts_as_no_change(learning):
+    plain, model = learning
+    low = model.encoder.encode(IMAGES)
+    assert torch.equal(model.generate(low, "denoise").tokens, plain.generate(low, "denoise").tokens)
+
+
+def test_lora_and_adapters_are_all_that_learns(learning):
+    _, model = learning
+    inside = {name: p for name, p in model.llm.model.named_parameters() if p.requires_grad}
+    assert inside
+    assert all("lora_" in name and ".layers." in name for name in inside)  # of the blocks, not of the head
+    assert {id(p) for p in inside.values()} < {id(p) for p in model.trainable()}
+    before = {name: p.detach().clone() for name, p in model.llm.model.named_parameters()}
+    trained(model)
+    for name, p in model.llm.model.named_parameters():
+        assert torch.equal(p, before[name]) != ("lora_" in name), name
+
+
+def test_lora_comes_back_from_its_state(learning, small_mae, small_llm):
+    _, model = learning
+    low, _, _ = trained(model)
+    again = LM4LV(load_encoder(str(small_mae)), load_llm(str(small_llm)), task_tokens=4, lora=2, seed=9)
+    assert not torch.equal(again.generate(low, "denoise").tokens, model.generate(low, "denoise").tokens)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.generate(low, "denoise").tokens, model.generate(low, "denoise").tokens)

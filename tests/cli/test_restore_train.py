@@ -1,0 +1,339 @@
+"""`alignlab restore train`, `eval` and `apply` from the command line, on small random models and a folder of pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alignlab import training
+from alignlab.cli import run
+from alignlab.restoration import fit
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("restore") / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(15):
+        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
+        (folder / f"{i:02}.txt").write_text("a blur\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(small_mae, small_llm, photos):
+    def make(*more: object) -> list[str]:
+        models = ["--encoder", str(small_mae), "--llm", str(small_llm), "--data", str(photos), "--dtype", "float32"]
+        size = ["--steps", "4", "--batch-size", "3", "--warmup", "1", "--task-tokens", "2", "--device", "cpu"]
+        return ["restore", "train", *models, *size, *map(str, more)]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained(command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    assert run(command("--task", "denoise", "--task", "rotate", "--out", folder)) == 0
+    return folder
+
+
+def plain(folder):
+    """result.json, read as strictly as JSON is."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads((folder / "result.json").read_text(), parse_constant=refuse)
+
+
+def test_what_a_training_leaves(trained, photos, small_mae, small_llm):
+    result = plain(trained)
+    assert result["schema"] == "alignlab.restore-train/1"
+    assert [(one["task"], one["n"], one["misaligned"] >= 0) for one in result["evaluations"]] == [
+        ("denoise", 3, True),  # each fifth of 15 is held out
+        ("rotate", 3, True),
+    ]
+    assert result["evaluations"][1]["degraded"]["psnr"] == {"mean": None, "ci95": None, "infinite": 3}
+    assert result["learnt"]["images"] == 12
+    assert (result["recipe"]["steps"], result["recipe"]["dtype"]) == (4, "float32")
+    assert (result["design"]["encoder"], result["design"]["llm"]) == ("small-mae", "small-llm")
+    assert result["data"][0]["name"] == "photos"
+    result["environment"].pop("command")  # as it was typed
+    said = json.dumps(result) + (trained / "README.md").read_text()
+    assert not any(str(path.parent) in said for path in (photos, small_mae, small_llm, trained))
+    for one in result["evaluations"]:
+        with Image.open(trained / one["picture"]) as picture:
+            assert min(picture.size) > 100
+    for task in ("denoise", "rotate"):
+        assert len(list((trained / "samples").glob(f"{task}-*.jpg"))) == 4
+        with Image.open(trained / "samples" / f"{task}-000004.jpg") as picture:
+            picture.load()
+
+
+def test_tensorboard_has_curves_and_pictures(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "logs"))
+    events.Reload()
+    assert {"loss/visual", "loss/text"} <= set(events.Tags()["scalars"])
+    assert events.Scalars("loss/visual")[-1].step == 4
+    for label in ("denoise/given", "denoise/lm4lv", "rotate/truth"):
+        tag = next(tag for tag in events.Tags()["images"] if tag.startswith(label))
+        assert [one.step for one in events.Images(tag)] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_read_and_another_one_refused(trained, command, capsys, monkeypatch, tmp_path):
+    both = ("--task", "denoise", "--task", "rotate", "--out", trained)
+    before = (trained / "result.json").read_text()
+    monkeypatch.setattr(fit, "fit", None)  # nothing trains
+    assert run(command(*both, "--json", tmp_path / "copy.json")) == 0
+    assert "misaligned" in capsys.readouterr().out
+    assert json.loads((tmp_path / "copy.json").read_text()) == json.loads(before)
+    for options, said in (
+        (("--lr", "0.1"), "its lr is 0.003, not 0.1"),
+        (("--steps", "5"), "its steps is 4, not 5"),
+        (("--lora", "1"), "its design's lora is 0, not 1"),
+        (("--features", "raw"), "its design's features is whitened, not raw"),
+        (("--encoder", "pca"), "not pca"),
+        (("--dtype", "bfloat16"), "its dtype is float32, not bfloat16"),
+    ):
+        assert run(command(*both, *options)) == 2
+        error = capsys.readouterr().err.strip().splitlines()
+        assert len(error) == 1
+        assert "state.pt belongs to another run" in error[0]
+        assert said in error[0]
+    assert (trained / "result.json").read_text() == before
+
+
+def test_other_pictures_of_the_same_name_are_refused(command, photos, tmp_path, capsys):
+    other = tmp_path / "photos"
+    shutil.copytree(photos, other)
+    assert run(command("--data", other, "--n", "0", "--out", tmp_path / "out")) == 0
+    (other / "01.txt").write_text("another caption\n")
+    assert run(command("--data", other, "--n", "0", "--out", tmp_path / "out")) == 2
+    assert "its fingerprints is" in capsys.readouterr().err
+
+
+def test_more_images_to_measure_on_train_nothing_again(command, tmp_path):
+    assert run(command("--n", "1", "--out", tmp_path)) == 0
+    state = (tmp_path / "state.pt").read_bytes()
+    assert run(command("--n", "2", "--out", tmp_path)) == 0
+    assert (tmp_path / "state.pt").read_bytes() == state
+    assert plain(tmp_path)["evaluations"][0]["n"] == 2
+
+
+def test_killed_and_run_again_it_is_the_same(command, tmp_path, monkeypatch, capsys):
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
+    assert run(command("--out", tmp_path / "whole")) == 0
+    step, done = fit.Restoring.step, []
+
+    def until_killed(self, images, share):
+        done.append(share)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return step(self, images, share)
+
+    monkeypatch.setattr(fit.Restoring, "step", until_killed)
+    assert run(command("--out", tmp_path / "again")) == 1
+    assert "interrupted" in capsys.readouterr().err
+    monkeypatch.setattr(fit.Restoring, "step", step)
+    # The whitening that it began with counts, not another fit of it.
+    monkeypatch.setattr("alignlab.restoration.design.whitened", None)
+    assert run(command("--out", tmp_path / "again")) == 0
+    one, other = (load_file(tmp_path / name / "adapters.safetensors") for name in ("whole", "again"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(x, other[name]) for name, x in one.items())
+    for column in ("learnt", "evaluations"):
+        found = [plain(tmp_path / name)[column] for name in ("whole", "again")]
+        if column == "learnt":
+            for x in found:
+                x.pop("seconds")
+        assert found[0] == found[1]
+
+
+def test_whitening_without_a_state_is_of_no_run(command, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    assert run(command("--n", "0", "--out", tmp_path / "a")) == 0
+    (tmp_path / "b").mkdir()
+    stale = {k: x * 2 if k != "components" else x for k, x in load_file(tmp_path / "a/coordinates.safetensors").items()}
+    save_file(stale, tmp_path / "b" / "coordinates.safetensors")
+    assert run(command("--n", "0", "--out", tmp_path / "b")) == 0
+    one, other = (load_file(tmp_path / name / "adapters.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(x, other[name]) for name, x in one.items())
+
+
+def test_a_damaged_whitening_is_named(command, tmp_path, capsys):
+    assert run(command("--n", "0", "--out", tmp_path)) == 0
+    (tmp_path / "coordinates.safetensors").write_bytes(b"nothing")
+    (tmp_path / "result.json").unlink()
+    assert run(command("--n", "0", "--out", tmp_path)) == 2
+    assert "coordinates.safetensors is damaged" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_exits_1(command, tmp_path, capsys):
+    assert run(command("--lr", "1e30", "--out", tmp_path)) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "train lm4lv: the loss is not finite at step" in error
+    assert not (tmp_path / "adapters.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--task", "blur"], "--task must be one of denoise"),
+        (["--task", "mask", "--task", "mask"], "--task must be different names"),
+        (["--how", "magic"], "--how must be one of lm4lv, vit-llm, linear, mlp, transformer, got 'magic'"),
+        (["--features", "cooked"], "--features must be one of whitened, raw"),
+        (["--task-tokens", "0"], "--task-tokens must be more than 0"),
+        (["--lora", "-1"], "--lora must be 0 or more"),
+        (["--lora", "1", "--how", "linear"], "--lora is for lm4lv"),
+        (["--causal"], "--causal and rotary are for vit-llm"),
+        (["--recipe", "mine"], "--recipe must be embedded or paper"),
+        (["--steps", "0"], "--steps must be more than 0"),
+        (["--steps", "3", "--epochs", "1"], "--steps and --epochs both say how long to train"),
+        (["--batch-size", "-3"], "--batch-size must be more than 0"),
+        (["--accumulate", "0"], "--accumulate must be more than 0"),
+        (["--lr", "nan"], "--lr must be more than 0"),
+        (["--warmup", "-1"], "--warmup must be 0 or more"),
+        (["--n", "-1"], "--n must be 0 or more"),
+        (["--workers", "-1"], "--workers must be 0 or more"),
+        (["--seed", "-1"], "--seed must be 0 or more"),
+        (["--crops", "0"], "--crops must be more than 0"),
+        (["--dtype", "float16"], "--dtype must be bfloat16 or float32"),
+        (["--how", "linear", "--dtype", "int8"], "--dtype must be bfloat16 or float32"),
+        (["--device", "tpu"], "--device must be auto, cpu or cuda"),
+        (["--data", "nowhere"], "no data set 'nowhere'"),
+        (["--encoder", "nothing"], "unknown encoder 'nothing'"),
+        (["--encoder", "timm:test_vit.r160_in1k@random"], "has no decoder; --encoder takes a MAE"),
+        (["--encoder", "mae+whitened"], "whitening is fitted to pictures"),
+        (["--decoder", "nowhere-to-be-found"], "nowhere-to-be-found"),
+        (["--llm", "nothing-of-this-name"], "nothing-of-this-name"),
+        (["--frobnicate"], "No such option"),
+    ],
+)
+def test_bad_options_exit_2(command, tmp_path, capsys, arguments, said):
+    assert run(command("--n", "0", "--out", tmp_path / "out", *arguments)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert said in error[0]
+    assert not (tmp_path / "out" / "adapters.safetensors").exists()
+
+
+def test_several_processes_need_a_named_folder(command, capsys, monkeypatch):
+    monkeypatch.setattr(training, "processes", lambda device="cpu": training.Processes(1, 2))
+    assert run(command()) == 2
+    assert "--out is needed under accelerate launch" in capsys.readouterr().err
+
+
+def test_another_process_than_the_first_writes_and_says_nothing(command, tmp_path, monkeypatch, capsys):
+    def second(device="cpu"):
+        return training.Processes(1, 2)
+
+    monkeypatch.setattr(training, "processes", second)
+    monkeypatch.setattr(fit, "processes", second)
+    monkeypatch.setattr("alignlab.restoration.experiment.processes", second)
+    monkeypatch.setattr(training.Processes, "share", lambda self, value: value)
+    monkeypatch.setattr(training.Processes, "add", lambda self, parameters: None)
+    monkeypatch.setattr(training.Processes, "total", lambda self, values: values)
+    assert run(command("--out", tmp_path, "--json", tmp_path / "too.json")) == 0
+    assert capsys.readouterr().out == ""
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+# --- eval ---
+
+
+def test_eval(trained, photos, tmp_path, capsys):
+    command = ["restore", "eval", "--checkpoint", str(trained), "--data", str(photos), "--dtype", "float32"]
+    assert run([*command, "--out", str(tmp_path), "--json", str(tmp_path / "too.json")]) == 0
+    result = plain(tmp_path)
+    assert result == json.loads((tmp_path / "too.json").read_text())
+    ours = {one["task"]: one for one in plain(trained)["evaluations"]}
+    assert [one["task"] for one in result["results"]] == ["denoise", "rotate"]
+    for one in result["results"]:  # what training measured, on the pictures it left out
+        for column in ("degraded", "alone", "restored", "gain"):
+            for figure in ("psnr", "ssim"):
+                wanted = ours[one["task"]][column][figure]["mean"]
+                assert one[column][figure]["mean"] == (wanted and pytest.approx(wanted, rel=1e-4, abs=1e-4))
+        assert (tmp_path / one["picture"]).stat().st_size > 1000
+    result["environment"].pop("command")
+    assert str(photos.parent) not in json.dumps(result)
+    assert "misaligned" in capsys.readouterr().out
+
+
+def test_eval_with_other_strengths_in_free_mode(trained, photos, tmp_path):
+    command = ["restore", "eval", "--checkpoint", str(trained), "--checkpoint", str(trained), "--data", str(photos)]
+    more = ["--task", "denoise", "--strength", "sigma=80,80", "--mode", "free", "--n", "2", "--out", str(tmp_path)]
+    assert run([*command, *more]) == 0
+    first, second = plain(tmp_path)["results"]
+    assert (first["strength"], first["mode"], first["n"]) == ({"sigma": [80, 80]}, "free", 2)
+    assert first["picture"] != second["picture"]  # two checkpoints of one name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--task", "blur"], "--task must be one of"),
+        (["--task", "flip"], "has learnt denoise, rotate"),
+        (["--strength", "sigma=60,60"], "--strength of rotate takes turns, got 'sigma=60,60'"),
+        (["--task", "denoise", "--strength", "sigma"], "--strength must be NAME=NUMBER"),
+        (["--task", "denoise", "--strength", "sigma=9"], "--strength of denoise: sigma must be two numbers"),
+        (["--mode", "loud"], "--mode must be forced or free"),
+        (["--n", "0"], "--n must be more than 0"),
+        (["--dtype", "int8"], "--dtype must be"),
+        (["--data", "nowhere"], "no data set 'nowhere'"),
+        (["--encoder", "pca"], "was trained with the encoder small-mae@"),
+        (["--checkpoint", "nowhere"], "give a folder that `alignlab restore train` wrote"),
+    ],
+)
+def test_bad_options_of_eval_exit_2(trained, photos, tmp_path, capsys, arguments, said):
+    command = ["restore", "eval", "--checkpoint", str(trained), "--out", str(tmp_path)]
+    assert run([*command, *([] if "--data" in arguments else ["--data", str(photos)]), *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert said in error[0]
+
+
+# --- apply ---
+
+
+def test_apply(trained, photos, tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    shutil.copy(photos / "01.png", tmp_path / "more" / "00.png")
+    pictures = [str(photos / "00.png"), str(tmp_path / "more" / "00.png")]
+    command = ["restore", "apply", *pictures, "--checkpoint", str(trained), "--dtype", "float32"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "read at 32 x 32 pixels" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00-denoise-again.png", "00-denoise.png"]
+    first, second = (np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").iterdir()))
+    assert first.shape == (32, 32, 3)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{photo}", "--task", "flip"], "--task flip: "),
+        (["{photo}", "--mode", "loud"], "--mode must be forced or free"),
+        (["{photo}", "--batch-size", "0"], "--batch-size must be more than 0"),
+        (["nothing.png"], "nothing.png"),
+        (["{text}"], "00.txt"),
+        ([], "Missing argument"),
+    ],
+)
+def test_bad_options_of_apply_exit_2(trained, photos, tmp_path, capsys, arguments, said):
+    given = [one.format(photo=photos / "00.png", text=photos / "00.txt") for one in arguments]
+    assert run(["restore", "apply", *given, "--checkpoint", str(trained), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert said in error[0]

@@ -1,0 +1,108 @@
+"""Experiments: what is measured on is never learnt from, sets of one name stay apart, results fit what was asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alignlab.restoration import design
+from alignlab.restoration.design import Design
+from alignlab.restoration.experiment import Experiment, describe, open_test, run
+from alignlab.restoration.fit import RECIPE
+
+SHORT = replace(RECIPE, steps=2, batch=2, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a") / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(11):
+        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((36, 48), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
+        (folder / f"{i:02}.txt").write_text("a blur\n")
+    return str(folder)
+
+
+@pytest.fixture
+def plan(small_mae):
+    return Design(how="linear", encoder=str(small_mae), tasks=("deblur",))
+
+
+def test_a_set_that_was_learnt_from_gives_its_held_out_fifth(photos):
+    assert list(open_test(photos, [photos]).indices) == [0, 5, 10]
+    assert list(open_test(photos).indices) == list(range(11))
+    assert list(open_test(photos, n=4).indices) == [0, 2, 5, 8]
+    assert list(open_test(photos, [photos], 2).indices) == [0, 5]
+    assert len(open_test("scenes", ["scenes"])) == len(open_test("scenes"))  # the shipped ones are never learnt from
+    assert open_test(photos).pictures(32)(2, 5).shape == (3, 3, 32, 32)
+
+
+def test_what_is_learnt_and_what_is_measured_do_not_meet(photos, plan, tmp_path, monkeypatch):
+    from alignlab.restoration.batches import WholePictures
+
+    made = []
+    begin = WholePictures.__init__
+
+    def noted(self, data, items, *rest):
+        made.append(set(items))
+        begin(self, data, items, *rest)
+
+    monkeypatch.setattr(WholePictures, "__init__", noted)
+    result = run(Experiment(plan, (photos,), SHORT), tmp_path / "out", dtype="float32")
+    assert made
+    assert all(items == set(range(11)) - {0, 5, 10} for items in made)
+    assert result["evaluations"][0]["n"] == 3
+
+
+def test_with_a_test_set_all_is_learnt_from_and_that_is_remembered(photos, plan, tmp_path, capsys):
+    from alignlab.cli import run as command
+
+    other = tmp_path / "photos"  # of the same name
+    shutil.copytree(photos, other)
+    (other / "00.txt").write_text("another caption\n")
+    result = run(Experiment(plan, (photos,), SHORT, test=(photos, str(other))), tmp_path / "out", dtype="float32")
+    assert [one["n"] for one in result["evaluations"]] == [11, 11]
+    pictures = [one["picture"] for one in result["evaluations"]]
+    assert len(set(pictures)) == 2
+    assert all((tmp_path / "out" / picture).is_file() for picture in pictures)
+    evaluate = ["restore", "eval", "--checkpoint", str(tmp_path / "out"), "--out", str(tmp_path / "eval")]
+    assert command([*evaluate, "--data", photos]) == 2
+    assert "--data photos: " in (said := capsys.readouterr().err)
+    assert "has learnt from all of it; give pictures it never saw" in said
+
+
+def test_what_makes_an_experiment_is_plain_and_has_no_folders(photos, plan):
+    found = describe(Experiment(plan, (photos, "scenes"), SHORT, test=("scenes",), n=5))
+    assert json.loads(json.dumps(found)) == found
+    assert [one["name"] for one in found["data"]] == ["photos", "scenes"]
+    assert found["data"][0]["fingerprint"].startswith("sha256:")
+    assert photos.rpartition("/")[0] not in json.dumps(found)
+
+
+def test_a_damaged_result_is_made_again(photos, plan, tmp_path, monkeypatch):
+    experiment = Experiment(plan, (photos,), SHORT, n=1)
+    first = run(experiment, tmp_path, dtype="float32")
+    adapters = (tmp_path / design.ADAPTERS).read_bytes()
+    for content in ("", "[]", "{", "null"):
+        (tmp_path / "result.json").write_text(content)
+        again = run(experiment, tmp_path, dtype="float32")
+        assert again["evaluations"] == first["evaluations"]
+    (tmp_path / design.ADAPTERS).write_bytes(adapters[:200])
+    assert run(experiment, tmp_path, dtype="float32")["evaluations"] == first["evaluations"]
+    _, _, tensors = design.read(tmp_path)
+    assert tensors["layer.weight"].shape == (24, 24)
+
+
+def test_a_model_in_another_folder_is_another_experiment(photos, plan, tmp_path, small_mae):
+    run(Experiment(plan, (photos,), SHORT, n=1), tmp_path / "out", dtype="float32")
+    shutil.copytree(small_mae, tmp_path / small_mae.name)
+    moved = replace(plan, encoder=str(tmp_path / small_mae.name))
+    with pytest.raises(ValueError, match="belongs to another run: its design's encoder is "):
+        run(Experiment(moved, (photos,), SHORT, n=1), tmp_path / "out", dtype="float32")
