@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _HOME = {
     "align": "alignlab.alignment",
     "Alignment": "alignlab.alignment",
+    "captioning": "alignlab.captioning",
     "compare": "alignlab.alignment",
     "extract": "alignlab.features",
     "load_dataset": "alignlab.data",
@@ -29,6 +30,7 @@ _HOME = {
 __all__ = [
     "Alignment",
     "align",
+    "captioning",
     "compare",
     "extract",
     "load_dataset",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from alignlab import captioning as captioning
     from alignlab import metrics as metrics
     from alignlab import restoration as restoration
     from alignlab.alignment import Alignment as Alignment

@@ -311,9 +311,8 @@ def show(console: Any, result: dict[str, Any], folder: Path) -> None:
         for found in row.get("evaluations", ()):
             several = f" on {found['data']['name']}" if len(row["evaluations"]) > 1 else ""
             cells = [_pair(found[column]) for column in COLUMNS]
-            mean, (low, high) = (found["gain"]["psnr"][key] for key in ("mean", "ci95"))
-            gain, wrong = f"{mean:+.2f} ±{(high - low) / 2:.2f}", f"{found['misaligned']}/{found['n']}"
-            table.add_row(escape(row["name"] + several), f"{row['images']:,}", *cells, gain, wrong, *theirs)
+            cells += [_gain(found["gain"]), f"{found['misaligned']}/{found['n']}"]
+            table.add_row(escape(row["name"] + several), f"{row['images']:,}", *cells, *theirs)
     console.print(table)
     console.print(
         "PSNR in dB / SSIM. enc + dec: encoder and decoder alone (MAE-r), of what was given, or, of rotate, flip and repeat, "
@@ -328,6 +327,13 @@ def show(console: Any, result: dict[str, Any], folder: Path) -> None:
 def _pair(figures: dict[str, Any]) -> str:
     psnr = figures["psnr"]["mean"]
     return f"{'inf' if psnr is None else f'{psnr:.2f}'} / {figures['ssim']['mean']:.2f}"
+
+
+def _gain(figures: dict[str, Any] | None) -> str:
+    if figures is None:  # the encoder's decoder is exact
+        return "-inf"
+    mean, (low, high) = (figures["psnr"][key] for key in ("mean", "ci95"))
+    return f"{mean:+.2f} ±{(high - low) / 2:.2f}"
 
 
 def _published(figures: dict[str, float | None] | None) -> str:

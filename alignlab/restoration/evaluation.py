@@ -13,7 +13,7 @@ from alignlab.data import resize
 from alignlab.data.degradations import TASKS, Task, pair
 from alignlab.progress import progress
 from alignlab.restoration.quality import Mean, mean, psnr, ssim
-from alignlab.restoration.restorer import Restorer
+from alignlab.restoration.restorer import Restorer, unwritten
 
 # What a comparison with the truth moved by a patch must reach for an output to count as misaligned; see `misaligned`.
 SHIFT_GAIN, SHIFT_SHARE, SHIFT_LIKE = 2.0, 0.3, 0.6
@@ -36,7 +36,8 @@ class Evaluation:
     the encoder and its decoder without anything between, MAE-r in the paper, of what was given (of rotate, flip and
     repeat, of the answer: the best that can be had). `restored`: the model. `gain`: restored minus alone, `lift`: restored
     minus degraded; either is None where one of the two is infinite for every image. `misaligned` counts outputs whose
-    patches moved along the raster (App. C.1).
+    patches moved along the raster (App. C.1), `unwritten` answers without an image. `each` is PSNR and SSIM of every
+    restored image, `[n]`.
     """
 
     task: str
@@ -47,6 +48,8 @@ class Evaluation:
     gain: Figures | None
     lift: Figures | None
     misaligned: int
+    unwritten: int
+    each: dict[str, Tensor] = field(repr=False)
     shown: dict[str, Tensor] = field(repr=False)
 
 
@@ -54,8 +57,11 @@ def _figures(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return psnr(a, b), ssim(a, b)
 
 
-def _difference(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], seed: int) -> Figures | None:
-    """Image by image; where a PSNR is infinite the image counts as such and is left out of both figures' means."""
+def difference(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], seed: int = 0) -> Figures | None:
+    """PSNR and SSIM `[n]` each of `a` minus those of `b`, image by image; None where no image has a finite PSNR in both.
+
+    Where a PSNR is infinite the image counts as such and is left out of both figures' means.
+    """
     finite = a[0].isfinite() & b[0].isfinite()
     if not finite.any():
         return None
@@ -131,7 +137,7 @@ def evaluate(
     """
     encoder = model.encoder
     columns: dict[str, list[tuple[Tensor, Tensor]]] = {"degraded": [], "alone": [], "restored": []}
-    wrong, rows = 0, dict[str, list[Tensor]]()
+    wrong, missing, rows = 0, 0, dict[str, list[Tensor]]()
     was_training = model.training
     model.eval()
     patch = encoder.image_size // max(math.isqrt(model.visual), 1)
@@ -140,7 +146,9 @@ def evaluate(
             clean = pictures(at, min(at + batch_size, n))
             low, high = pair(clean, task, seed=seed, first=at, parameters=parameters)
             tokens = encoder.encode(low)
-            made = encoder.decode(model.write(tokens, task, **options)).cpu().clamp(0, 1)
+            written = model.write(tokens, task, **options)
+            missing += unwritten(written)
+            made = encoder.decode(written).cpu().clamp(0, 1)
             spatial = TASKS[task].spatial
             alone = encoder.decode(encoder.encode(high) if spatial else tokens).cpu()
             low, high = (x if x.shape == made.shape else resize(x, made.shape[-1]) for x in (low, high))
@@ -162,8 +170,10 @@ def evaluate(
         task=task,
         n=n,
         **figures,
-        gain=_difference(whole["restored"], whole["alone"], seed),
-        lift=_difference(whole["restored"], whole["degraded"], seed),
+        gain=difference(whole["restored"], whole["alone"], seed),
+        lift=difference(whole["restored"], whole["degraded"], seed),
         misaligned=wrong,
+        unwritten=missing,
+        each=dict(zip(("psnr", "ssim"), whole["restored"], strict=True)),
         shown={label: torch.cat(parts) for label, parts in rows.items()},
     )

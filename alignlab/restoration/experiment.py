@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -237,8 +238,15 @@ def evaluate_on(
         **options,
         **{column: _plain(getattr(found, column)) for column in ("degraded", "alone", "restored", "gain", "lift")},
         "misaligned": found.misaligned,
+        "unwritten": found.unwritten,
+        "each": {name: [_rounded(x) for x in values.tolist()] for name, values in found.each.items()},
     }
     return plain, found
+
+
+def _rounded(x: float) -> float | None:
+    """As JSON; None for inf."""
+    return round(x, 4) if math.isfinite(x) else None
 
 
 def _plain(figures: Figures | None) -> dict[str, Any] | None:

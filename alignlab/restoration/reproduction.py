@@ -22,6 +22,7 @@ from alignlab.data.degradations import TASKS
 from alignlab.provenance import shown
 from alignlab.restoration import design, experiment
 from alignlab.restoration.coordinates import POSITION, WHITENED
+from alignlab.restoration.evaluation import difference
 from alignlab.restoration.experiment import RESULT, Experiment, TestSet, evaluate_on, open_test
 from alignlab.restoration.targets import Lab, Row, Target
 from alignlab.training import processes
@@ -254,34 +255,35 @@ def _on(found: dict[str, Any], row: dict[str, Any]) -> str:
     return f" on {found['data']['name']}" if len(row["evaluations"]) > 1 else ""
 
 
-def _difference(figures: dict[str, Any]) -> str:
+def _difference(figures: dict[str, Any] | None) -> str:
+    if figures is None:
+        return "without end, as the other is exact"
     low, high = figures["psnr"]["ci95"]
     return f"{figures['psnr']['mean']:+.2f} dB ({low:+.2f} to {high:+.2f})"
 
 
 def _versus(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Row a minus row b, of which the images and their degradations are the same."""
+    """Row a minus row b, image by image: the images and what happened to them are the same."""
     said = []
     others = {found["data"]["fingerprint"]: found for found in b.get("evaluations", ())}
     for ours in a.get("evaluations", ()):
         theirs = others.get(ours["data"]["fingerprint"])
-        if theirs is None or ours["restored"]["psnr"]["mean"] is None or theirs["restored"]["psnr"]["mean"] is None:
+        if theirs is None or (theirs["n"], theirs["seed"]) != (ours["n"], ours["seed"]):
             continue
-        # Against what the same encoder and decoder alone make of each image, the images differ less among themselves.
-        column = "gain" if ours["alone"] == theirs["alone"] else "restored"
-        (x, x_half), (y, y_half) = (_half(one[column]["psnr"]) for one in (ours, theirs))
-        half = math.hypot(x_half, y_half)
-        said.append(
-            f"{a['name']} minus {b['name']}{_on(ours, a)}: {x - y:+.2f} dB ({x - y - half:+.2f} to {x - y + half:+.2f}, "
-            "as if on different images)"
-        )
+        figures = difference(_each(ours), _each(theirs))
+        if figures is not None:
+            plain = {"psnr": figures.psnr.plain()}
+            said.append(f"{a['name']} minus {b['name']}{_on(ours, a)}: {_difference(plain)}, image by image")
     return said
 
 
-def _half(figure: dict[str, Any]) -> tuple[float, float]:
-    """A mean and half of its interval's width."""
-    low, high = figure["ci95"]
-    return figure["mean"], (high - low) / 2
+def _each(found: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """PSNR and SSIM of every restored image, `[n]`."""
+    psnr, ssim = (
+        torch.tensor([math.inf if x is None else x for x in found["each"][name]], dtype=torch.float64)
+        for name in ("psnr", "ssim")
+    )
+    return psnr, ssim
 
 
 # --- pictures ---

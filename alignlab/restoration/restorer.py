@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+def unwritten(tokens: Tensor) -> int:
+    """How many of `tokens` `[B, T, D]` are all zeros: answers without an image, which only free generation can give."""
+    return int((tokens == 0).flatten(1).all(1).sum())
 
 
 @dataclass(frozen=True)
@@ -88,5 +96,7 @@ class Restorer(nn.Module):
         restored = []
         for batch in images.split(batch_size):
             tokens = self.write(self.encoder.encode(batch), task or self.tasks[0], **options)
+            if missing := unwritten(tokens):
+                log.warning("%d of %d answers never opened an image; their pictures say nothing", missing, len(batch))
             restored.append(self.encoder.decode(tokens).cpu())
         return torch.cat(restored)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from alignlab.models import load_encoder, load_llm
+from alignlab.restoration.evaluation import evaluate
 from alignlab.restoration.lm4lv import LM4LV, MOST_TEXT
 from alignlab.restoration.sequence import ANSWER, CLOSE_IMAGE, ENDING, OPEN_IMAGE, OPENING, conversation
 
@@ -148,6 +149,15 @@ def test_a_free_answer_that_never_opens_an_image_is_told(model):
     assert (found.tokens == 0).all()
     for text in found.texts:  # this tokenizer puts a space between its tokens
         assert 0 < len(text.split(" ")) <= MOST_TEXT
+
+
+def test_pictures_of_answers_without_an_image_are_counted_and_told(model, caplog):
+    found = evaluate(model, lambda start, end: IMAGES[start:end], 3, "denoise", mode="free")
+    missing = int((~model.generate(model.encoder.encode(IMAGES), "denoise", "free").written).sum())
+    assert found.unwritten == missing == 3  # a random language model says no markers
+    model.restore(IMAGES, mode="free")
+    assert "3 of 3 answers never opened an image" in caplog.text
+    assert evaluate(model, lambda start, end: IMAGES[start:end], 3, "denoise").unwritten == 0
 
 
 def test_a_free_answer_that_opens_an_image_writes_the_forced_one(model, monkeypatch):

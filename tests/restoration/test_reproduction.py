@@ -277,3 +277,19 @@ def test_models_outside_the_catalogue_have_no_estimate(lab):
     row = target("table2", lab).rows[0]
     assert estimate.cost(row.experiment) is None
     assert {need.here for need in estimate.needs([row.experiment.design])} == {None}
+
+
+def test_two_rows_differ_image_by_image():
+    def row(name, psnr):
+        found = {
+            "data": {"name": "s", "fingerprint": "f"},
+            "n": 3,
+            "seed": 1,
+            "each": {"psnr": psnr, "ssim": [0.5] * 3},
+        }
+        return {"name": name, "evaluations": [found]}
+
+    a, b = row("a", [21.0, 31.0, None]), row("b", [20.0, 29.0, 40.0])
+    assert reproduction._versus(a, b) == ["a minus b: +1.50 dB (+1.00 to +2.00), image by image"]
+    b["evaluations"][0]["seed"] = 2  # other degradations
+    assert reproduction._versus(a, b) == []
