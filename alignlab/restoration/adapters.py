@@ -38,26 +38,43 @@ def spread(llm: LanguageModel) -> float:
 
 
 @torch.no_grad()
-def adapters(sample: Tensor, llm: LanguageModel, generator: torch.Generator) -> tuple[nn.Linear, nn.Linear]:
-    """The layers in, `D -> D_llm`, and out, `D_llm -> D`, for tokens such as `sample` `[N, T, D]`.
+def layer_in(sample: Tensor, llm: LanguageModel, generator: torch.Generator) -> nn.Linear:
+    """The layer from an encoder's tokens to the language model, `D -> D_llm`, for tokens such as `sample` `[N, T, D]`.
 
     Visual tokens start with the spread of the language model's own embeddings. With tokens of several pictures, their
-    mean is taken off on the way in and put back on the way out, every direction comes in with about the same weight
-    (small ones are raised to half of the mean variance, not more), and what is written starts near the mean.
+    mean is taken off, and every direction comes in with about the same weight (small ones are raised to half of the mean
+    variance, not more).
     """
     width = sample.shape[-1]
     if len(sample) == 1:  # a single picture says nothing about how pictures differ
-        into = linear(width, llm.width, spread(llm) / (rms(sample) * width**0.5), generator)
+        return linear(width, llm.width, spread(llm) / (rms(sample) * width**0.5), generator)
+    mean, variance, level = _moments(sample)
+    layer = linear(width, llm.width, spread(llm) / width**0.5, generator)
+    layer.weight.div_((variance + EVEN * level).sqrt())
+    layer.bias.sub_(layer.weight @ mean)
+    return layer
+
+
+@torch.no_grad()
+def adapters(sample: Tensor, llm: LanguageModel, generator: torch.Generator) -> tuple[nn.Linear, nn.Linear]:
+    """The layers in, `D -> D_llm`, as `layer_in` has it, and out, `D_llm -> D`.
+
+    With tokens of several pictures, what is written starts near their mean.
+    """
+    width, into = sample.shape[-1], layer_in(sample, llm, generator)
+    if len(sample) == 1:
         return into, linear(llm.width, width, llm.width**-0.5, generator)
-    tokens = sample.flatten(0, -2).float().cpu()  # [N T, D]
-    mean, variance = tokens.mean(0), tokens.var(0)
-    level = float(variance.mean()) or 1.0
-    into = linear(width, llm.width, spread(llm) / width**0.5, generator)
-    into.weight.div_((variance + EVEN * level).sqrt())
-    into.bias.sub_(into.weight @ mean)
+    mean, _, level = _moments(sample)
     out = linear(llm.width, width, QUIET * level**0.5 * llm.width**-0.5, generator)
     out.bias.add_(mean)
     return into, out
+
+
+def _moments(sample: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Mean and variance of each direction of tokens `[N, T, D]`, and the mean variance."""
+    tokens = sample.flatten(0, -2).float().cpu()  # [N T, D]
+    variance = tokens.var(0)
+    return tokens.mean(0), variance, float(variance.mean()) or 1.0
 
 
 def task_tokens(tasks: Sequence[str], number: int, llm: LanguageModel, generator: torch.Generator) -> nn.ParameterDict:

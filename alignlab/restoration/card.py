@@ -7,7 +7,8 @@ from typing import Any
 
 from alignlab.models.weights import sha256_file
 from alignlab.pretrain.card import loss_curve
-from alignlab.restoration.design import ADAPTERS, Design
+from alignlab.restoration.design import Design
+from alignlab.trained import ADAPTERS
 
 
 def write_card(result: dict[str, Any], folder: Path) -> None:

@@ -6,18 +6,16 @@ design and the hashes of the frozen models, so that adapters are never put betwe
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from alignlab import trained
 from alignlab.data.degradations import NAMES as TASKS
 from alignlab.models import load_llm
 from alignlab.models.catalogue import BY_NAME
@@ -26,7 +24,7 @@ from alignlab.provenance import shown
 from alignlab.restoration.coordinates import Whitened, open_encoder, whitened
 from alignlab.restoration.restorer import Restorer
 
-ADAPTERS = "adapters.safetensors"
+COMMAND = "restore train"
 HOWS = ("lm4lv", "vit-llm", "linear", "mlp", "transformer")
 FEATURES = ("whitened", "raw")
 SHIPPED: tuple[str, ...] = ()  # adapters that come with alignlab
@@ -165,34 +163,20 @@ def _checkpoints(encoder: Any) -> dict[str, str]:
 
 def save(model: Restorer, design: Design, folder: Path, about: dict[str, Any] | None = None) -> None:
     """What was trained, with the design, the frozen models' names and `about` (plain values) beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = dict(model.state_dict())
     if isinstance(model.encoder, Whitened):
-        state |= {COORDINATES + k: v.cpu().contiguous() for k, v in model.encoder.state().items()}
-    described = {"design": asdict(design), "frozen": frozen_parts(model), "about": about or {}}
-    unfinished = folder / f".{ADAPTERS}"
-    save_file(state, unfinished, metadata={"format": "pt", "alignlab": json.dumps(described)})
-    unfinished.chmod(0o644)  # safetensors makes it readable to its owner alone
-    os.replace(unfinished, folder / ADAPTERS)
+        state |= {COORDINATES + k: v for k, v in model.encoder.state().items()}
+    trained.write(folder, state, asdict(design), frozen_parts(model), about or {})
 
 
 def read(folder: Path) -> tuple[Design, dict[str, Any], dict[str, Tensor]]:
     """The design, the description and the tensors that `save` wrote; ValueError for anything else."""
-    path = folder / ADAPTERS
-    if not path.is_file():
-        raise ValueError(f"there is no {path}; give a folder that `alignlab restore train` wrote")
+    described, state = trained.read(folder, COMMAND)
+    given = described["design"]
     try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})["alignlab"])
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dict
-        given, frozen, about = (dict(described[part]) for part in ("design", "frozen", "about"))
-        return (
-            Design(**{**given, "tasks": tuple(given["tasks"])}),
-            {"design": given, "frozen": frozen, "about": about},
-            state,
-        )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no file of `alignlab restore train`, or a damaged one") from error
+        return Design(**{**given, "tasks": tuple(given["tasks"])}), described, state
+    except (KeyError, TypeError, ValueError) as error:
+        raise trained.damaged(folder, COMMAND) from error
 
 
 def find(name: str) -> Path:
@@ -217,23 +201,12 @@ def load(
     design, described, state = read(folder)
     coordinates = {k.removeprefix(COORDINATES): v for k, v in state.items() if k.startswith(COORDINATES)}
     wanted = replace(design, encoder=encoder or design.encoder, llm=llm or design.llm)
-    theirs = described["frozen"]
-
-    def check(ours: dict[str, str]) -> None:
-        for part, found in ours.items():
-            if part in theirs and found != theirs[part]:
-                # A decoder goes with its encoder; of the two the encoder is named where both differ.
-                give = f"--{part}" if part != "decoder" else "where the adapters' design names it"
-                raise ValueError(
-                    f"{folder / ADAPTERS} was trained with the {part} {theirs[part]}, and this is {found}; give the one it "
-                    f"was trained with ({give})"
-                )
-
+    check = partial(trained.check_frozen, folder, theirs=described["frozen"])
     model = build(wanted, device=device, dtype=dtype, coordinates=coordinates, check=check)
     adapters = {k: v for k, v in state.items() if not k.startswith(COORDINATES)}
     try:
         model.load_state_dict(adapters)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder / ADAPTERS} does not hold what its design asks for: {reason}") from error
+        raise ValueError(f"{folder / trained.ADAPTERS} does not hold what its design asks for: {reason}") from error
     return model.eval(), design, described

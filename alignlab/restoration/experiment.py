@@ -22,10 +22,11 @@ from alignlab.provenance import environment, shown
 from alignlab.restoration import fit
 from alignlab.restoration.card import write_card
 from alignlab.restoration.coordinates import Whitened
-from alignlab.restoration.design import ADAPTERS, Design, build, frozen_parts, read
+from alignlab.restoration.design import Design, build, frozen_parts, read
 from alignlab.restoration.evaluation import Evaluation, Figures, evaluate
 from alignlab.restoration.pictures import save_grid
 from alignlab.restoration.restorer import Restorer
+from alignlab.trained import ADAPTERS
 from alignlab.training import Processes, Recipe, processes
 
 SCHEMA = "alignlab.restore-train/1"

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignlab import trained
 from alignlab.data.degradations import TASKS
 from alignlab.provenance import shown
 from alignlab.restoration import design, experiment
@@ -90,7 +91,7 @@ def _result(where: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(found, dict) and found.get("schema") == experiment.SCHEMA and found.get("evaluations")
-    return found if whole and (where / design.ADAPTERS).is_file() else None
+    return found if whole and (where / trained.ADAPTERS).is_file() else None
 
 
 def _same(found: dict[str, Any], one: Experiment, longer: bool = False) -> bool:

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from alignlab.restoration import design
 from alignlab.restoration.coordinates import Whitened
-from alignlab.restoration.design import ADAPTERS, Design
+from alignlab.restoration.design import Design
+from alignlab.trained import ADAPTERS
 
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

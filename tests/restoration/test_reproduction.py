@@ -14,10 +14,10 @@ from PIL import Image
 from alignlab import paper, training
 from alignlab.models.catalogue import BY_NAME
 from alignlab.restoration import estimate, reproduction
-from alignlab.restoration.design import ADAPTERS
 from alignlab.restoration.fit import RECIPE
 from alignlab.restoration.reproduction import gather, grids, longest, perform, places, readings, standing
 from alignlab.restoration.targets import EMBEDDED, LABS, PAPER, TARGETS, Lab, target
+from alignlab.trained import ADAPTERS
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,60 @@
+"""What was trained between frozen models, as one file: its tensors, and in the file's metadata what it belongs between."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+ADAPTERS = "adapters.safetensors"
+
+
+def write(folder: Path, state: dict[str, Tensor], design: dict[str, Any], frozen: dict[str, str], about: Any) -> None:
+    """Write `adapters.safetensors` whole or not at all: tensors, the design that builds their model anew, the checkpoints
+    of the frozen models by their part ("encoder", "llm"), and `about`, plain values.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {"design": design, "frozen": frozen, "about": about}
+    unfinished = folder / f".{ADAPTERS}"
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    save_file(tensors, unfinished, metadata={"format": "pt", "alignlab": json.dumps(described)})
+    unfinished.chmod(0o644)  # safetensors makes it readable to its owner alone
+    os.replace(unfinished, folder / ADAPTERS)
+
+
+def read(folder: Path, command: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description ("design", "frozen", "about") and the tensors that `write` wrote in `alignlab <command>`.
+
+    Raises ValueError for anything else.
+    """
+    path = folder / ADAPTERS
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; give a folder that `alignlab {command}` wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {})["alignlab"])
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dict
+        return {part: dict(described[part]) for part in ("design", "frozen", "about")}, state
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise damaged(folder, command) from error
+
+
+def damaged(folder: Path, command: str) -> ValueError:
+    return ValueError(f"{folder / ADAPTERS} is no file of `alignlab {command}`, or a damaged one")
+
+
+def check_frozen(folder: Path, ours: dict[str, str], theirs: dict[str, str]) -> None:
+    """ValueError where a frozen model is not the one that the file was trained with."""
+    for part, found in ours.items():
+        if part in theirs and found != theirs[part]:
+            # A decoder goes with its encoder; of the two the encoder is named where both differ.
+            give = f"--{part}" if part != "decoder" else "where the adapters' design names it"
+            raise ValueError(
+                f"{folder / ADAPTERS} was trained with the {part} {theirs[part]}, and this is {found}; give the one it "
+                f"was trained with ({give})"
+            )
