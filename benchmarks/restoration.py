@@ -122,7 +122,7 @@ def arm(name: str, options: argparse.Namespace, told: Any) -> None:
         at_hand = encoder.encode(torch.cat([low, high])) if name == "step, tokens at hand" else None
 
         def work() -> None:
-            with plain_attention(model):
+            with plain_attention(model.llm):
                 ours(at_hand)
 
     elif name == "generate alone":

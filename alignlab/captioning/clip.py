@@ -5,6 +5,7 @@ There is no CLIPScore as such, only that of one CLIP model: a `ClipScores` names
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -113,6 +114,7 @@ class CLIPScorer:
 
     def __init__(self, model: str, pretrained: str | None = None, *, device: str = "cpu", batch: int = 64) -> None:
         import open_clip
+        from safetensors import SafetensorError
 
         if batch < 1:
             raise ValueError(f"batch must be 1 or more, got {batch}")
@@ -137,7 +139,17 @@ class CLIPScorer:
                 self._model, _, self._preprocess = open_clip.create_model_and_transforms(
                     architecture, pretrained=source, precision="fp32", pretrained_text=False, weights_only=True
                 )
-        except (KeyError, OSError, RuntimeError, TypeError, ValueError, AttributeError, EOFError) as error:
+        except (
+            AttributeError,
+            EOFError,
+            KeyError,
+            OSError,
+            RuntimeError,
+            SafetensorError,
+            TypeError,
+            ValueError,
+            pickle.UnpicklingError,
+        ) as error:
             raise ValueError(f"{source} cannot be read as {architecture}: {_reason(error)}") from error
         shown = f"{PREFIX}{architecture}/{tag or Path(source).name}"
         self.judge = f"{shown}@sha256:{sha256_state(self._model.state_dict())}"

@@ -92,9 +92,7 @@ def coco_metrics(candidates: Sequence[str], references: Sequence[Sequence[str]])
     missing, or fail, the metric is in `left_out` with the reason. Raises ValueError for no captions, different numbers of
     captions and of sets of references, a caption or reference that is empty or no string, and an image without references.
 
-    >>> scores = coco_metrics(["a red cube", "two dogs"], [["a red block"], ["two dogs run", "dogs"]])
-    >>> round(scores["BLEU-1"], 4), round(scores["ROUGE-L"], 4)
-    (0.8, 0.8333)
+    `coco_metrics(["a red cube"], [["a red block", "one red cube"]])["ROUGE-L"]`; METEOR alone takes seconds to start.
     """
     _check(candidates, references)
     ours: Texts = {i: [tokenize(caption)] for i, caption in enumerate(candidates)}
@@ -172,13 +170,17 @@ def _meteor(theirs: Texts, ours: Texts) -> tuple[float, Floats]:
     _need_java()
     from pycocoevalcap.meteor.meteor import Meteor
 
+    meteor = Meteor()
     try:
-        meteor = Meteor()
         score, items = meteor.compute_score(theirs, ours)
     except (OSError, ValueError) as error:  # Java that ends early leaves an empty answer, which is no number
         raise _MissingError(f"pycocoevalcap's METEOR failed under this Java: {error}") from error
-    for stream in (meteor.meteor_p.stdout, meteor.meteor_p.stderr):  # it closes only what it writes to
-        stream.close()
+    finally:
+        if meteor.lock.locked():  # left so by an error, and its destructor would wait for it for ever
+            meteor.lock.release()
+        for stream in (meteor.meteor_p.stdin, meteor.meteor_p.stdout, meteor.meteor_p.stderr):
+            with contextlib.suppress(OSError):
+                stream.close()
     return float(score), np.array(items)
 
 

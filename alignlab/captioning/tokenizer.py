@@ -117,7 +117,7 @@ _RULES: list[Rule] = [
     _keep(
         rf"(?i:{_L}*e{_Q}er|{_L}*qu{_Q}{_L}+|ev{_Q}ry|li{_Q}l|cap{_Q}n|nat{_Q}l|c{_Q}mon|c{_Q}est|ol{_Q}){_END}|s{_Q}mores"
     ),
-    _keep(rf"[djlDJL]{_Q}|[yY]{_Q}(?={_L})"),
+    _keep(rf"[djlDJL](?!{_SUFFIX}){_Q}|[yY]{_Q}(?={_L})"),
     _keep(rf"{_Q}(?i:n{_Q}|(?:n(?![.-])|em|till?|cause){_END})"),
     _keep(rf"{_Q}(?:[2-9]0s{_END}|\d\d(?= |$))"),
     # names of things on the net
@@ -126,7 +126,7 @@ _RULES: list[Rule] = [
     _keep(r"[A-Za-z0-9][^\s\"<>|()]*@[^\s\"<>|().]+(?:\.[^\s\"<|().]+)*"),
     _keep(r"<[A-Za-z0-9][^\s\"<>|()]*@[^\s\"<>|()]+>"),
     _keep(rf"#{_L}+|@[A-Za-z_][A-Za-z0-9_]*"),
-    _map(r"<!--.*?-->|<[/!?]?[A-Za-z][\w.:-]*(?: +[\w:-]+(?:=(?:\"[^\"<>]*\"|'[^'<>]*'))?)* *[/?]?>", _escape),
+    _map(r"<!--.*?-->|<[/!?]?[A-Za-z][\w.:-]*(?: +[A-Za-z][\w:-]*(?:=(?:\"[^\"<>]*\"|'[^'<>]*'))?)* *[/?]?>", _escape),
     _map(r"&(?i:amp|lt|gt|quot|apos|nbsp|ndash|mdash|md);", _entity),
     _keep(r"&(?:[aeiouAEIOU](?:acute|grave|uml)|#\d+);"),
     _map(r"[A-Z]+(?:(?:&(?:amp;)?|\+)[A-Z]+)+", lambda token: [token.replace("&amp;", "&")]),

@@ -63,7 +63,7 @@ class WholePictures:
         self, data: ImageTextDataset, items: list[int], size: int, count: int, seed: int, workers: int = 0
     ) -> None:
         self.items, self.count, self.seed, self.workers = items, count, seed, workers
-        self.pictures = _Pictures(data, size)
+        self.pictures = SquarePictures(data, size)
         self.next_step = -1
         self.batches: Iterator[Tensor] = iter(())
 
@@ -92,7 +92,7 @@ class WholePictures:
         return self._shuffled
 
 
-class _Pictures(torch.utils.data.Dataset):
+class SquarePictures(torch.utils.data.Dataset):
     """Item -> uint8 `[3, size, size]`; the first ones, up to `KEPT_BYTES`, are kept once decoded."""
 
     def __init__(self, data: ImageTextDataset, size: int) -> None:

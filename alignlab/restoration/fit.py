@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from alignlab.data import load_dataset
 from alignlab.data.degradations import pair
+from alignlab.models.llm import LanguageModel
 from alignlab.paper import LM4LV_RECIPE
 from alignlab.provenance import shown
 from alignlab.restoration import design
@@ -109,11 +110,10 @@ def clean(run: Run) -> Callable[[int], Tensor]:
 
 
 @contextmanager
-def plain_attention(model: Restorer) -> Iterator[None]:
+def plain_attention(llm: LanguageModel | None) -> Iterator[None]:
     """On a CPU torch's fused attention takes longer backwards in bfloat16 than products of matrices do
     (benchmarks/restoration.py); the numbers are the same but for rounding.
     """
-    llm = model.llm
     if llm is None or llm.device.type != "cpu" or llm.dtype != torch.bfloat16:
         yield
         return
@@ -144,7 +144,7 @@ def fit(
     if among.count > 1:  # each began by itself, which might differ in the last bit
         model.load_state_dict(among.share({name: x.detach().cpu() for name, x in model.state_dict().items()}))
     draw = batches or run.batches(model.encoder.image_size)
-    with plain_attention(model), _watching(model, run, samples) as watch:
+    with plain_attention(model.llm), _watching(model, run, samples) as watch:
         history = train(goal, draw, run.recipe, run.out, f"train {model.how}", run.device, about=identity, watch=watch)
     if among.rank == 0:
         about = {"data": [shown(source) for source in run.data], "whole": run.all_items, "recipe": asdict(run.recipe)}
