@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -18,7 +20,7 @@ def environment(device: str) -> dict[str, Any]:
 
     packages = ("torch", "transformers", "timm", "numpy", "scipy")
     return {
-        "command": shlex.join(["alignlab", *sys.argv[1:]]),
+        "command": shlex.join(["alignlab", *map(_told, sys.argv[1:])]),
         "python": platform.python_version(),
         "alignlab": _own_version(),
         **{package: version(package) for package in packages},
@@ -28,6 +30,12 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _told(argument: str) -> str:
+    """An argument of a command line, a whole path's last part."""
+    name, equals, value = argument.rpartition("=")
+    return name + equals + (os.path.basename(value.rstrip("/")) if os.path.isabs(value) else value)
 
 
 def _own_version() -> str:
@@ -52,3 +60,10 @@ def shown(source: str) -> str:
     if path.is_file():
         return f"{kind}{colon}{path.resolve().parent.name}/{path.name}"
     return f"{kind}{colon}{path.resolve().name}" if path.is_dir() else source
+
+
+def shown_model(name: str) -> str:
+    """A model's name as it was typed, what follows it (`@random`, `[:8]`, `+position`) included, without its folders."""
+    found = re.fullmatch(r"(.*?)((?:\+position|@[^/@]*|\[[^\]]*\])*)", name, re.DOTALL)
+    assert found is not None, "the second part may be empty"
+    return shown(found[1]) + found[2]

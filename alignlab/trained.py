@@ -22,7 +22,8 @@ def write(folder: Path, state: dict[str, Tensor], design: dict[str, Any], frozen
     described = {"design": design, "frozen": frozen, "about": about}
     unfinished = folder / f".{ADAPTERS}"
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    save_file(tensors, unfinished, metadata={"format": "pt", "alignlab": json.dumps(described)})
+    # One key: several would come in any order, and the file's hash with them.
+    save_file(tensors, unfinished, metadata={"alignlab": json.dumps(described)})
     unfinished.chmod(0o644)  # safetensors makes it readable to its owner alone
     os.replace(unfinished, folder / ADAPTERS)
 

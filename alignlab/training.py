@@ -7,8 +7,8 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -195,7 +195,8 @@ def _silent(done: int, note: str = "") -> None:
 
 def _not_finite(label: str, step: int, what: str, saved: Path) -> str:
     kept = f"last good state: {saved}" if saved.exists() else "no state was saved yet"
-    return f"{label}: the loss is not finite at step {step} ({what}); {kept}"
+    again = "the same command would stop there again: give a lower rate or another seed, and another folder"
+    return f"{label}: the loss is not finite at step {step} ({what}); {kept}; {again}"
 
 
 def train(
@@ -217,8 +218,40 @@ def train(
     good state stays).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    first = processes(device).rank == 0
+    with alone(folder) if first else nullcontext():
+        return _train(objective, batches, recipe, folder, label, device, _identity(recipe, about), watch)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's training for this process; ValueError while another one does."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / "state.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"{folder}: another process is training there; wait for it, or choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(
+    objective: Objective,
+    batches: Callable[[int], Tensor],
+    recipe: Recipe,
+    folder: Path,
+    label: str,
+    device: str,
+    identity: dict[str, Any],
+    watch: Callable[[int, dict[str, float]], None] | None,
+) -> dict[str, Any]:
     saved = folder / "state.pt"
-    identity = _identity(recipe, about)
     start, seconds, log = 0, 0.0, []
     running: dict[str, float] = {}
     if saved.exists():

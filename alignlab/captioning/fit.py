@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,28 @@ from torch import Tensor, nn
 
 from alignlab import trained
 from alignlab.captioning.probe import CaptionProbe
+from alignlab.curves import curves
 from alignlab.data import ImageTextDataset
 from alignlab.models import load_encoder, load_llm
-from alignlab.provenance import shown
+from alignlab.paper import PROBE_RECIPE
+from alignlab.provenance import shown_model
 from alignlab.restoration.batches import SquarePictures
 from alignlab.restoration.fit import plain_attention
-from alignlab.training import Processes, Recipe, descend, processes, train
+from alignlab.training import Processes, Recipe, check_state, descend, processes, train
 
 COMMAND = "caption train"
 SAMPLE = 64  # pictures whose tokens say how the projector begins
 
-# LLaVA's first stage (paper.PROBE_RECIPE) but for its size: batch 128 and one epoch of 100,000 pairs are 782 steps.
+# LLaVA's first stage but for its size: batch 128 and one epoch of 100,000 pairs are 782 steps.
 RECIPE = Recipe(
-    steps=500, batch=16, lr=2e-3, warmup=15, weight_decay=0.0, betas=(0.9, 0.999), clip=1.0, schedule="cosine"
+    steps=500,
+    batch=16,
+    lr=PROBE_RECIPE["lr"],
+    warmup=15,
+    weight_decay=PROBE_RECIPE["weight_decay"],
+    betas=PROBE_RECIPE["betas"],
+    clip=PROBE_RECIPE["clip"],
+    schedule=PROBE_RECIPE["schedule"],
 )
 
 
@@ -40,39 +50,53 @@ class Design:
 
     def plain(self) -> dict[str, Any]:
         """For a result: what was typed, without the folders that local models lie in."""
-        return {**asdict(self), "encoder": shown(self.encoder), "llm": shown(self.llm)}
+        return {**asdict(self), "encoder": shown_model(self.encoder), "llm": shown_model(self.llm)}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: with what recipe, to where; of a batch one part in `accumulate` is in memory at a time."""
+    """One training: with what recipe, to where; of a batch one part in `accumulate` is in memory at a time.
+
+    `held_out` only says, in the file, that each fifth item of the set is among those that are not learnt.
+    """
 
     out: Path
     recipe: Recipe = field(default_factory=lambda: RECIPE)
     accumulate: int = 1
     device: str = "cpu"
+    held_out: bool = False
 
 
 class Pairs:
-    """A set's pictures as squares, and one of each item's captions, drawn anew every time it is seen."""
+    """A set's pictures as squares, and one of each item's captions, drawn anew every time it is seen.
 
-    def __init__(self, data: ImageTextDataset, size: int, seed: int) -> None:
+    `items` are the numbers of those to learn from, all by default. Raises ValueError for none.
+    """
+
+    def __init__(self, data: ImageTextDataset, size: int, seed: int, items: Sequence[int] | None = None) -> None:
         self.data, self.seed = data, seed
+        self.items = list(range(len(data)) if items is None else items)
+        if not self.items:
+            raise ValueError(f"{data.name} has {len(data)} item(s), and none of them is left to learn from")
         self.captions = data.captions
         self.pictures = SquarePictures(data, size)
+        self._epoch, self._shuffled = -1, np.arange(0)
 
     def order(self, batch: int) -> Callable[[int], Tensor]:
         """Step -> the items of that step, `[batch]`, each item once an epoch in an order of its own."""
 
         def items(step: int) -> Tensor:
             drawn = np.arange(step * batch, (step + 1) * batch)
-            epochs, places = np.divmod(drawn, len(self.data))
-            orders = {
-                e: np.random.default_rng([self.seed, e]).permutation(len(self.data)) for e in set(epochs.tolist())
-            }
-            return torch.tensor([int(orders[e][p]) for e, p in zip(epochs.tolist(), places.tolist(), strict=True)])
+            epochs, places = np.divmod(drawn, len(self.items))
+            return torch.tensor([self.items[self._order(e)[p]] for e, p in zip(epochs, places, strict=True)])
 
         return items
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._epoch != epoch:
+            self._epoch = epoch
+            self._shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.items))
+        return self._shuffled
 
     def images(self, items: Tensor) -> Tensor:
         """Items `[B]` -> `[B, 3, size, size]` in 0..1."""
@@ -137,20 +161,56 @@ def build(
     return CaptionProbe(encoder, llm, prefix=design.prefix, seed=design.seed, sample=tokens)
 
 
-def fit(model: CaptionProbe, plan: Design, run: Run, pairs: Pairs) -> dict[str, Any]:
-    """Train `model` (resuming what `run.out` holds) and write it there with its design; what `train` returns."""
+def fit(
+    model: CaptionProbe, plan: Design, run: Run, pairs: Pairs, samples: Callable[[Any, int], None] | None = None
+) -> dict[str, Any]:
+    """Train `model` (resuming what `run.out` holds) and write it there with its design; what `train` returns.
+
+    TensorBoard's curves are in `logs/`; `samples(writer, steps done)` is called ten times in a run. Raises ValueError for
+    a folder with another run, RuntimeError where a loss is not finite; the last good state stays.
+    """
     among = processes(run.device)
     frozen = {"encoder": model.encoder.checkpoint, "llm": model.llm.checkpoint}
-    about = {"name": pairs.data.name, "fingerprint": pairs.data.fingerprint, "items": len(pairs.data)}
-    identity = {"design": asdict(plan), "frozen": frozen, "data": about, "dtype": str(model.llm.dtype)}
     goal = Captioning(model, pairs, run.recipe, run.accumulate, among)
+    if among.count > 1:  # each began by itself, which might differ in the last bit
+        model.load_state_dict(among.share({name: x.detach().cpu() for name, x in model.state_dict().items()}))
+    identity = {**_identity(plan, run, pairs.data, pairs.items), "frozen": frozen, "dtype": str(model.llm.dtype)}
     order = pairs.order(run.recipe.batch)
-    with plain_attention(model.llm):
-        history = train(goal, order, run.recipe, run.out, "train the captioning probe", run.device, about=identity)
-    if among.rank == 0:
-        described = {"data": about, "recipe": asdict(run.recipe)}
+    writes = among.rank == 0
+    with plain_attention(model.llm), curves(run.out, run.recipe.steps, samples, writes=writes) as watch:
+        history = train(
+            goal, order, run.recipe, run.out, "train the captioning probe", run.device, about=identity, watch=watch
+        )
+    if writes:
+        described = {"data": about(pairs.data, pairs.items, run.held_out), "recipe": asdict(run.recipe)}
         trained.write(run.out, dict(model.state_dict()), asdict(plan), frozen, described)
     return history
+
+
+def about(data: ImageTextDataset, items: Sequence[int], hold_out: bool = False) -> dict[str, Any]:
+    """What is learnt from, as a probe's file says it: `learnt` of its items, and by a hash which."""
+    which = hashlib.sha256(np.asarray(items, dtype=np.int64).tobytes()).hexdigest()[:16]
+    learnt = {"learnt": len(items), "which": "all" if len(items) == len(data) else which, "held_out": hold_out}
+    return {"name": data.name, "fingerprint": data.fingerprint, "items": len(data), **learnt}
+
+
+def _identity(plan: Design, run: Run, data: ImageTextDataset, items: Sequence[int]) -> dict[str, Any]:
+    """What makes a training what it is, but for the recipe and the frozen models, which their hashes tell apart."""
+    return {"design": plan.plain(), "data": about(data, items, run.held_out)}
+
+
+def started(plan: Design, run: Run, data: ImageTextDataset, items: Sequence[int]) -> bool:
+    """Whether `run.out` holds a state of this run, told before a model is loaded; ValueError where it is another's."""
+    return check_state(run.out, run.recipe, _identity(plan, run, data, items))
+
+
+def read(folder: Path) -> tuple[Design, dict[str, Any], dict[str, Tensor]]:
+    """The design, the description ("frozen", "about") and the tensors of a trained probe; ValueError for anything else."""
+    described, state = trained.read(folder, COMMAND)
+    try:
+        return Design(**described["design"]), described, state
+    except TypeError as error:
+        raise trained.damaged(folder, COMMAND) from error
 
 
 def load(
@@ -159,12 +219,8 @@ def load(
     """A trained probe from its folder, its design and the description in its file; `encoder` and `llm` say where the frozen
     models are where their names of then do not find them. Raises ValueError where one is not the one it was trained with.
     """
-    described, state = trained.read(folder, COMMAND)
-    try:
-        design = Design(**described["design"])
-    except TypeError as error:
-        raise trained.damaged(folder, COMMAND) from error
-    wanted = Design(encoder or design.encoder, llm or design.llm, design.prefix, design.seed)
+    design, described, state = read(folder)
+    wanted = replace(design, encoder=encoder or design.encoder, llm=llm or design.llm)
     theirs = described["frozen"]
     model = build(wanted, device=device, dtype=dtype, check=lambda ours: trained.check_frozen(folder, ours, theirs))
     try:

@@ -12,7 +12,7 @@ import warnings
 
 import typer
 
-from alignlab.cli import data, doctor, measure, models, pretrain, reconstruct, reproduce, restore
+from alignlab.cli import caption, data, doctor, measure, models, pretrain, reconstruct, reproduce, restore
 
 app = typer.Typer(
     name="alignlab",
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("measure")(measure.measure)
+app.add_typer(caption.app, name="caption")
 app.command("reconstruct")(reconstruct.reconstruct)
 app.add_typer(restore.app, name="restore")
 app.command("reproduce")(reproduce.reproduce)

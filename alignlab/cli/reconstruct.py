@@ -65,7 +65,7 @@ def reconstruct(
     if lpips not in (*BACKBONES, "none"):
         raise ValueError(f"--lpips must be one of {', '.join(BACKBONES)}, none, got {lpips!r}")
     where = pick_device(device)
-    dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)
+    dataset = load_dataset(data, n=n, skip_bad=skip_bad, captions=False).check(skip_bad=skip_bad)
     names = expand(encoder)
     encoders = [load_encoder(name, device=where, dtype=dtype, decoder=decoder) for name in names]
     for loaded in encoders:

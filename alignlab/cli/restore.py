@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from alignlab.restoration.design import Design
     from alignlab.training import Recipe
 
-app = typer.Typer(help="Restore images through a frozen language model; first the decoder.", no_args_is_help=True)
+app = typer.Typer(
+    help="Restore images through a frozen language model: train, eval, apply; decoder prepares a MAE for it.",
+    no_args_is_help=True,
+)
 
 
 @app.callback()
@@ -252,9 +255,10 @@ def evaluate(
     where = pick_device(device)
     for name in checkpoint:  # what is wrong shows before anything is loaded or measured
         plan, described, _ = read(find(name))
+        _parameters(task or list(plan.tasks), strength)
         for one in task or plan.tasks:
-            _parameters(one, strength)
             _check_learnt(one, plan, name)
+        _mode_of(plan.how, mode)
     folder = output_folder(out, "restore-eval")
     if json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
@@ -263,15 +267,15 @@ def evaluate(
     for name in checkpoint:
         model, plan, described = load(name, device=where, dtype=dtype, encoder=encoder, llm=llm)
         tasks = task or list(plan.tasks)
-        parameters = {one: _parameters(one, strength) for one in tasks}
+        parameters = _parameters(tasks, strength)
         about = described["about"]
         learnt = about.get("data", [])
         for source in data:
-            if shown(source) in learnt and source != "scenes" and about.get("whole"):
+            test = open_test(source, learnt, n, fifth)
+            if about.get("whole") and any(one["fingerprint"] == test.data.fingerprint for one in learnt):
                 raise ValueError(
                     f"--data {shown(source)}: {name} has learnt from all of it; give pictures it never saw"
                 )
-            test = open_test(source, [source] if fifth or shown(source) in learnt else [], n)
             for one in tasks:
                 options = _mode_of(model.how, mode)
                 plain, found = evaluate_on(
@@ -327,8 +331,9 @@ def apply(
     """
     from torchvision.transforms.functional import to_pil_image
 
-    from alignlab.cli.common import output_folder, pick_device
+    from alignlab.cli.common import output_folder, pick_device, write_json
     from alignlab.data import read_image, resize, to_tensor
+    from alignlab.provenance import environment
     from alignlab.restoration.design import find, load, read
 
     _check_positive({"batch-size": batch_size})
@@ -343,19 +348,28 @@ def apply(
     plan, _, _ = read(find(checkpoint))
     _check_learnt(task or plan.tasks[0], plan, checkpoint)
     options = _mode_of(plan.how, mode)
-    model, plan, _ = load(checkpoint, device=where, dtype=dtype, encoder=encoder, llm=llm)
+    model, plan, described = load(checkpoint, device=where, dtype=dtype, encoder=encoder, llm=llm)
     folder = output_folder(out, "restore-apply")
     size = model.encoder.image_size
     squares = torch.cat([resize(picture, size) for picture in pictures])
     restored = model.restore(squares, task, batch_size=batch_size, **options)
     chosen = task or plan.tasks[0]
-    taken: set[str] = set()
+    names: list[str] = []
     for path, made in zip(image, restored, strict=True):
-        name = f"{path.stem}-{chosen}"
-        while name in taken:
-            name += "-again"
-        taken.add(name)
-        to_pil_image(made.clamp(0, 1)).save(folder / f"{name}.png")
+        before = sum(other.stem == path.stem for other in image[: len(names)])
+        names.append(f"{path.stem}-{chosen}{f'-{before + 1}' if before else ''}.png")
+        to_pil_image(made.clamp(0, 1)).save(folder / names[-1])
+    result = {
+        "schema": "alignlab.restore-apply/1",
+        "checkpoint": find(checkpoint).resolve().name,
+        "design": plan.plain(),
+        "frozen": described["frozen"],
+        "task": chosen,
+        **options,
+        "pictures": [{"image": path.name, "restored": name} for path, name in zip(image, names, strict=True)],
+        "environment": environment(where),
+    }
+    write_json(folder / "result.json", result)
     typer.echo(
         f"read at {size} x {size} pixels, as {model.encoder.name} sees them, and painted at {restored.shape[-1]}"
     )
@@ -386,31 +400,37 @@ def _check_dtype(dtype: str) -> None:
         raise ValueError(f"--dtype must be bfloat16 or float32, got {dtype!r}")
 
 
-def _parameters(task: str, strength: list[str]) -> Task | None:
-    """The task's degradation with the fields that are given, "name=value" or "name=low,high" each."""
+def _parameters(tasks: list[str], strength: list[str]) -> dict[str, Task | None]:
+    """Each task's degradation with those of the fields given, "name=value" or "name=low,high" each, that it has; None where
+    it has none of them.
+    """
     import ast
     from dataclasses import fields, replace
 
     from alignlab.data.degradations import NAMES, TASKS
 
-    if task not in TASKS:
-        raise ValueError(f"--task must be one of {', '.join(NAMES)}, got {task!r}")
-    if not strength:
-        return None
-    known = [field.name for field in fields(TASKS[task])]  # type: ignore[arg-type]  # every task is a dataclass
-    given = {}
+    for task in tasks:
+        if task not in TASKS:
+            raise ValueError(f"--task must be one of {', '.join(NAMES)}, got {task!r}")
+    # Every task is a dataclass.
+    known = {task: [field.name for field in fields(TASKS[task])] for task in tasks}  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
     for one in strength:
         name, _, value = one.partition("=")
-        if name not in known:
-            raise ValueError(f"--strength of {task} takes {', '.join(known) or 'nothing'}, got {one!r}")
+        if not any(name in names for names in known.values()):
+            takes = "; ".join(f"{task} takes {', '.join(names) or 'nothing'}" for task, names in known.items())
+            raise ValueError(f"--strength {one}: {takes}")
         try:
             given[name] = ast.literal_eval(value)
         except (SyntaxError, ValueError) as error:
             raise ValueError(f"--strength must be NAME=NUMBER or NAME=LOW,HIGH, got {one!r}") from error
-    try:
-        changed: Task = replace(TASKS[task], **given)  # type: ignore[type-var]
-    except ValueError as error:
-        raise ValueError(f"--strength of {task}: {error}") from error
+    changed: dict[str, Task | None] = {}
+    for task, names in known.items():
+        ours = {name: value for name, value in given.items() if name in names}
+        try:
+            changed[task] = replace(TASKS[task], **ours) if ours else None  # type: ignore[type-var]
+        except ValueError as error:
+            raise ValueError(f"--strength of {task}: {error}") from error
     return changed
 
 
@@ -422,8 +442,10 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str) -> None:
     from alignlab.cli.common import console
     from alignlab.restoration.card import gain_of, pair_of
 
-    table = Table(title="PSNR in dB / SSIM on images that training never saw", title_justify="left")
+    table = Table(title="PSNR in dB / SSIM on images that were not trained on", title_justify="left")
+    whose = ["checkpoint"] if len({one.get("checkpoint") for one in evaluations}) > 1 else []
     for heading in (
+        *whose,
         "task",
         "data",
         "n",
@@ -433,13 +455,27 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str) -> None:
         "gain in dB (95% interval)",
         "misaligned",
     ):
-        table.add_column(heading, no_wrap=heading != "data", justify="left" if heading in ("task", "data") else "right")
+        table.add_column(
+            heading, no_wrap=heading != "data", justify="left" if heading in ("checkpoint", "task", "data") else "right"
+        )
     for one in evaluations:
         cells = [pair_of(one[column]) for column in ("degraded", "alone", "restored")]
         table.add_row(
-            one["task"], escape(one["data"]["name"]), f"{one['n']}", *cells, gain_of(one), f"{one['misaligned']}"
+            *(escape(one[key]) for key in whose),
+            one["task"],
+            escape(one["data"]["name"]),
+            f"{one['n']}",
+            *cells,
+            gain_of(one),
+            f"{one['misaligned']}",
         )
     console().print(table)
+    for one in evaluations:
+        if one["unwritten"]:
+            typer.echo(
+                f"note: {one['unwritten']} of {one['n']} answers ({one['task']} on {one['data']['name']}) never opened an "
+                "image; what stands for them says nothing, and the figures of this line say little"
+            )
 
 
 def _check_positive(numbers: dict[str, float | None]) -> None:
@@ -492,7 +528,8 @@ def _restore_recipe(
     )
     if epochs is not None:
         plan = replace(plan, steps=max(math.ceil(epochs * _count(data) / plan.batch), 1))
-    return plan
+    # A run shorter than its warm-up would never reach its rate.
+    return plan if warmup is not None else replace(plan, warmup=min(plan.warmup, plan.steps // 5))
 
 
 def _count(data: tuple[str, ...], all_items: bool = False) -> int:
@@ -502,7 +539,7 @@ def _count(data: tuple[str, ...], all_items: bool = False) -> int:
 
     if "scenes" in data:
         raise ValueError("--data scenes is rendered without an end, so that it has no epochs; give --steps")
-    sets = [load_dataset(source) for source in data]
+    sets = [load_dataset(source, captions=False) for source in data]
     return sum(len(one) - (0 if all_items else len(held_out(one))) for one in sets)
 
 

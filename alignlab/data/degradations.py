@@ -305,7 +305,7 @@ def degrade(images: Tensor, task: str, *, seed: int = 0, first: int = 0, paramet
     torch.Size([2, 3, 48, 32])
     """
     used = _parameters(task, parameters)
-    _check(images)
+    check_images(images)
     streams = _streams(task, seed, first, len(images))
     # Half precision is too coarse to compute in. Clamping copies, so the caller's images are never handed back.
     exact = (images if images.dtype == torch.float64 else images.float()).clamp(0, 1)
@@ -345,7 +345,8 @@ def _parameters(task: str, given: Task | None) -> Task:
     return TASKS[task] if given is None else given
 
 
-def _check(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """ValueError unless `images` are floats `[B, 3, H, W]` in 0..1, B >= 1."""
     if not isinstance(images, Tensor):
         raise ValueError(f"images must be a tensor [B, 3, H, W], got {type(images).__name__}")
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel():

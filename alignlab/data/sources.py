@@ -37,7 +37,9 @@ ACCEPTED = (
 _CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
 
 
-def load_dataset(source: str | Path, *, n: int | None = None, skip_bad: bool = False) -> ImageTextDataset:
+def load_dataset(
+    source: str | Path, *, n: int | None = None, skip_bad: bool = False, captions: bool = True
+) -> ImageTextDataset:
     """Open a set of images with captions. Images are read later, item by item.
 
     Args:
@@ -58,6 +60,8 @@ def load_dataset(source: str | Path, *, n: int | None = None, skip_bad: bool = F
             image that is missing or cannot be decoded) and list it in `.skipped`. Images are then decoded
             once, here.
 
+        captions: False for a set of which the pictures alone are wanted: a folder of images then needs no texts.
+
     Raises ValueError, in one line that names the file, the line and what to do: for an unknown or empty
     source, n outside 1..len, and without `skip_bad` for the first thing that cannot be used. An image that is
     there but cannot be decoded raises when it is read, or in `.check()`. Raises RuntimeError where the hub cannot
@@ -67,7 +71,7 @@ def load_dataset(source: str | Path, *, n: int | None = None, skip_bad: bool = F
     Traceback (most recent call last):
     ValueError: no data set 'scnes'; did you mean 'scenes'? Accepted: 'scenes', 'scenes-train[:N]', ...
     """
-    opened = _open(source)
+    opened = _open(source, captions)
     entries: list[Entry] = []
     bad: list[Bad] = []
     for found in opened.items:
@@ -100,14 +104,14 @@ def _first_good(dataset: ImageTextDataset, n: int) -> ImageTextDataset:
         taken = min(taken + missing, len(dataset))
 
 
-def _open(source: str | Path) -> Opened:
+def _open(source: str | Path, captions: bool) -> Opened:
     if not isinstance(source, str | Path):
         raise ValueError(f"source must be a str or a Path, got {type(source).__name__}; accepted: {ACCEPTED}")
     if source == "scenes":
-        captions = shipped("scenes", "captions.jsonl")
-        if not captions.is_file():
-            raise FileNotFoundError(f"{captions}: no such file; it comes with alignlab: install it again")
-        return Opened("scenes", str(captions), read_jsonl(captions))
+        file = shipped("scenes", "captions.jsonl")
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file; it comes with alignlab: install it again")
+        return Opened("scenes", str(file), read_jsonl(file))
     if isinstance(source, str) and source.startswith("hf:"):
         from alignlab.data.hub import open_hub
 
@@ -121,10 +125,10 @@ def _open(source: str | Path) -> Opened:
     # "." and ".." have no name of their own
     folder_name = path.resolve().name if path.is_dir() else path.resolve().parent.name
     if path.is_dir():
-        captions = path / "captions.jsonl"
-        if captions.is_file():
-            return Opened(folder_name, str(captions), read_jsonl(captions))
-        return Opened(folder_name, str(path), _read_folder(path), _when_folder_is_empty(path))
+        file = path / "captions.jsonl"
+        if file.is_file():
+            return Opened(folder_name, str(file), read_jsonl(file))
+        return Opened(folder_name, str(path), _read_folder(path, captions), _when_folder_is_empty(path))
     name = folder_name if path.name == "captions.jsonl" else path.stem
     if path.suffix.lower() == ".jsonl":
         return Opened(name, str(path), read_jsonl(path))
@@ -161,11 +165,15 @@ def _when_folder_is_empty(folder: Path) -> str:
     return "it needs captions.jsonl, or images with a .txt beside each (sub-folders are not searched)"
 
 
-def _read_folder(folder: Path) -> Iterator[Entry | Bad]:
+def _read_folder(folder: Path, captioned: bool) -> Iterator[Entry | Bad]:
     for image in sorted(folder.iterdir()):
         if not image.name.lower().endswith(IMAGE_SUFFIXES) or image.is_dir():
             continue
         if image.name.startswith("."):  # macOS leaves a ._cat.jpg that is no image beside cat.jpg
+            continue
+        if not captioned:
+            file = InFolder(str(folder), image.name)
+            yield Entry(image.name, file, file, ())
             continue
         beside = image.with_suffix(".txt")
         try:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alignlab.models.llm import LanguageModel
 
-EVEN = 0.5  # of the mean variance, added to each direction's before they are evened out
+SMALL = 0.01  # of the mean variance, added to each direction's before they are evened out
 QUIET = 0.1  # of the tokens' spread: what the layer out begins with, about its mean
 
 
@@ -38,43 +38,48 @@ def spread(llm: LanguageModel) -> float:
 
 
 @torch.no_grad()
-def layer_in(sample: Tensor, llm: LanguageModel, generator: torch.Generator) -> nn.Linear:
+def layer_in(sample: Tensor, llm: LanguageModel, generator: torch.Generator, within: bool = False) -> nn.Linear:
     """The layer from an encoder's tokens to the language model, `D -> D_llm`, for tokens such as `sample` `[N, T, D]`.
 
     Visual tokens start with the spread of the language model's own embeddings. With tokens of several pictures, their
-    mean is taken off, and every direction comes in with about the same weight (small ones are raised to half of the mean
-    variance, not more).
+    mean is taken off and every direction comes in with the same variance (small ones with less), or, `within`, with the
+    same variance among the tokens of one position: what tells positions apart then stands out, as in Fisher's
+    discriminant.
     """
     width = sample.shape[-1]
     if len(sample) == 1:  # a single picture says nothing about how pictures differ
         return linear(width, llm.width, spread(llm) / (rms(sample) * width**0.5), generator)
-    mean, variance, level = _moments(sample)
-    layer = linear(width, llm.width, spread(llm) / width**0.5, generator)
-    layer.weight.div_((variance + EVEN * level).sqrt())
-    layer.bias.sub_(layer.weight @ mean)
+    tokens = sample.double().cpu()  # [N, T, D]
+    mean = tokens.mean((0, 1))
+    centred = (tokens - (tokens.mean(0) if within else mean)).flatten(0, 1)  # [N T, D]
+    covariance = centred.T @ centred / len(centred)
+    values, vectors = torch.linalg.eigh(covariance)
+    raised = values.clamp(min=0) + SMALL * float(values.mean()) + torch.finfo(torch.float32).tiny
+    even = (vectors / raised.sqrt()) @ vectors.T  # [D, D]
+    layer = linear(width, llm.width, 1.0, generator)
+    weight = layer.weight.double() @ even
+    weight *= spread(llm) / (rms((tokens - mean) @ even) * width**0.5)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(-weight @ mean)
     return layer
 
 
 @torch.no_grad()
 def adapters(sample: Tensor, llm: LanguageModel, generator: torch.Generator) -> tuple[nn.Linear, nn.Linear]:
-    """The layers in, `D -> D_llm`, as `layer_in` has it, and out, `D_llm -> D`.
+    """The layers in, `D -> D_llm`, and out, `D_llm -> D`, of LM4LV.
 
-    With tokens of several pictures, what is written starts near their mean.
+    With tokens of several pictures, the layer in makes positions stand out (`within` of `layer_in`): the language model
+    copies by finding where a token like the last one stood before, and in a flat part of a picture only its position tells
+    a token from the next. What is written starts near the mean token.
     """
-    width, into = sample.shape[-1], layer_in(sample, llm, generator)
+    width, into = sample.shape[-1], layer_in(sample, llm, generator, within=True)
     if len(sample) == 1:
         return into, linear(llm.width, width, llm.width**-0.5, generator)
-    mean, _, level = _moments(sample)
-    out = linear(llm.width, width, QUIET * level**0.5 * llm.width**-0.5, generator)
-    out.bias.add_(mean)
-    return into, out
-
-
-def _moments(sample: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Mean and variance of each direction of tokens `[N, T, D]`, and the mean variance."""
     tokens = sample.flatten(0, -2).float().cpu()  # [N T, D]
-    variance = tokens.var(0)
-    return tokens.mean(0), variance, float(variance.mean()) or 1.0
+    level = float(tokens.var(0).mean()) or 1.0
+    out = linear(llm.width, width, QUIET * level**0.5 * llm.width**-0.5, generator)
+    out.bias.add_(tokens.mean(0))
+    return into, out
 
 
 def task_tokens(tasks: Sequence[str], number: int, llm: LanguageModel, generator: torch.Generator) -> nn.ParameterDict:

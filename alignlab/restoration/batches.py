@@ -37,20 +37,21 @@ def picture_batches(
     pooled = [source for source in sources if source == "scenes" or crops]
     pools = [open_pool(source, config) for source in pooled]
     others = [source for source in sources if source not in pooled]
-    share = count // len(sources)
+    # Whole pictures' sets first take what does not come out even, so that a batch is always full.
+    shares = [count // len(sources) + (at < count % len(sources)) for at in range(len(sources))]
     readers = []
     for at, source in enumerate(others):
-        data = load_dataset(source)
+        data = load_dataset(source, captions=False)
         left_out = set() if all_items else set(held_out(data))
         items = [i for i in range(len(data)) if i not in left_out]
         if not items:
             raise ValueError(f"{source} has {len(data)} item(s); with every fifth held out none is left to learn from")
-        readers.append(WholePictures(data, items, size, share, seed + at, workers))
+        readers.append(WholePictures(data, items, size, shares[at], seed + at, workers))
 
     def step(number: int) -> Tensor:
         parts = [reader(number) for reader in readers]
         if pools:
-            parts.insert(0, batch(pools, count - share * len(readers), size, number, seed))
+            parts.insert(0, batch(pools, sum(shares[len(readers) :]), size, number, seed))
         return torch.cat(parts)
 
     return step

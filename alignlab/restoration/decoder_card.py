@@ -81,7 +81,7 @@ def open_tests(run: Run, sources: tuple[str, ...]) -> list[Test]:
     """
     tests = []
     for source in sources or tuple(dict.fromkeys(("scenes", *run.data))):
-        data = load_dataset(source)
+        data = load_dataset(source, captions=False)
         indices = list(range(len(data))) if sources or source == "scenes" else held_out(data)
         tests.append(Test(data, indices[:MOST]))
     return tests

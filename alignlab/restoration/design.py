@@ -6,21 +6,22 @@ design and the hashes of the frozen models, so that adapters are never put betwe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from alignlab import trained
 from alignlab.data.degradations import NAMES as TASKS
+from alignlab.data.degradations import pair
 from alignlab.models import load_llm
 from alignlab.models.catalogue import BY_NAME
 from alignlab.paths import shipped
-from alignlab.provenance import shown
+from alignlab.provenance import shown_model
 from alignlab.restoration.coordinates import Whitened, open_encoder, whitened
 from alignlab.restoration.restorer import Restorer
 
@@ -30,7 +31,7 @@ FEATURES = ("whitened", "raw")
 SHIPPED: tuple[str, ...] = ()  # adapters that come with alignlab
 # Half of the way to equal variances: about how much a direction of mae-tiny's tokens matters for the decoded picture.
 POWER, FLOOR = 0.25, 0.002
-SAMPLE = 64  # pictures whose tokens say how the adapters begin
+SAMPLE = 256  # pictures whose tokens say how the adapters begin
 COORDINATES = "coordinates."  # what the whitening's tensors are called in the file
 
 
@@ -80,16 +81,9 @@ class Design:
 
     def plain(self) -> dict[str, Any]:
         """For a result: what was typed, without the folders that local models lie in."""
-        parts = {name: _without_folders(getattr(self, name)) for name in ("encoder", "decoder", "llm")}
+        given = {name: getattr(self, name) for name in ("encoder", "decoder", "llm")}
+        parts = {name: value and shown_model(value) for name, value in given.items()}
         return {**asdict(self), "tasks": list(self.tasks), **parts}
-
-
-def _without_folders(name: str | None) -> str | None:
-    if name is None:
-        return None
-    found = re.fullmatch(r"(.*?)((?:\+position|@[^/@]*|\[[^\]]*\])*)", name, re.DOTALL)
-    assert found is not None, "the second part may be empty"
-    return shown(found[1]) + found[2]
 
 
 def build(
@@ -121,7 +115,7 @@ def build(
             raise ValueError("whitened features need pictures to be fitted on, or coordinates")
         encoder = whitened(encoder, clean, power=POWER, floor=FLOOR)
     # What is loaded afterwards needs no beginning.
-    sample = None if clean is None else encoder.encode(clean[:SAMPLE])
+    sample = None if clean is None else encoder.encode(_both(clean[:SAMPLE], design))
     tasks, seed = design.tasks, design.seed
     if design.how == "lm4lv":
         from alignlab.restoration.lm4lv import LM4LV
@@ -143,6 +137,11 @@ def build(
     parameters = experts.like_lm4lv(encoder.width, _llm_width(design.llm), design.task_tokens, tasks)
     expert = experts.MLP if design.how == "mlp" else experts.Transformer
     return expert(encoder, parameters, tasks=tasks, seed=seed, sample=sample)
+
+
+def _both(clean: Tensor, design: Design) -> Tensor:
+    """What a task is given and what it shall answer, `[2 N, 3, H, W]`; of several tasks the first's."""
+    return torch.cat(pair(clean, design.tasks[0], seed=design.seed))
 
 
 def _llm_width(name: str) -> int:

@@ -22,9 +22,8 @@ TRAIN_SHARE, WRITE_SHARE = 0.75, 0.2  # of the rate that products of matrices re
 PEAK_SHARE = 0.4  # of the GPUs' peak, for all of a run: what the paper's eight hours come to
 EVALUATED = 64  # pictures that are restored at once
 OVERHEAD = 1.5e9  # bytes: torch, Python, pictures
-ACTIVATIONS = (
-    34  # bytes a token, block and width that backward needs (Korthikanti et al. 2022, without attention's scores)
-)
+# Bytes that backward needs (Korthikanti et al. 2022, eq. 2): a token, block and width; a pair of tokens, block and head.
+ACTIVATIONS, SCORES, HEAD = 34, 5, 64
 LLM_BYTES, ENCODER_BYTES = 2, 4  # a number: bfloat16, float32
 
 FORMULAS = (
@@ -34,8 +33,8 @@ FORMULAS = (
     "Measuring an image: 2 x tokens x parameters of the language model, keys and values kept, and of the encoder and decoder "
     "twice. A cut language model counts by its share of blocks.",
     f"Memory: encoder in float32 + language model in bfloat16 + the larger of training ({ACTIVATIONS} bytes x tokens x blocks "
-    f"x width for each image of a part of the batch) and measuring (keys and values of {EVALUATED} images) + "
-    f"{OVERHEAD / 1e9:.1f} GB for everything else.",
+    f"x width, and {SCORES} x tokens squared x blocks x heads of {HEAD}, for each image of a part of the batch) and measuring "
+    f"(keys and values of {EVALUATED} images) + {OVERHEAD / 1e9:.1f} GB for everything else.",
 )
 
 
@@ -89,7 +88,8 @@ def cost(one: Experiment, accumulate: int = 1) -> Cost | None:
         read = 2 * read + plan.task_tokens + int(paper.COMPUTE["text_tokens"])
     train = 4 * read * llm.parameters + image + 6 * encoder.tokens * learnt
     part = -(-one.recipe.batch // accumulate)
-    activations = ACTIVATIONS * part * read * llm.blocks * llm.width
+    heads = llm.width / HEAD
+    activations = part * read * llm.blocks * (ACTIVATIONS * llm.width + SCORES * heads * read)
     kept = EVALUATED * read * llm.blocks * 2 * llm.width * LLM_BYTES
     return Cost(
         one.images_seen * train,

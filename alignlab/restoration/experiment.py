@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from torch import Tensor
 from alignlab.data import ImageTextDataset, load_dataset, resize, to_tensor
 from alignlab.data.degradations import Task
 from alignlab.pretrain.pool import held_out
-from alignlab.provenance import environment, shown
+from alignlab.provenance import environment
 from alignlab.restoration import fit
+from alignlab.restoration.batches import KEPT_BYTES
 from alignlab.restoration.card import write_card
 from alignlab.restoration.coordinates import Whitened
 from alignlab.restoration.design import Design, build, frozen_parts, read
@@ -61,12 +61,20 @@ class TestSet:
     data: ImageTextDataset
     indices: Sequence[int]
 
-    def pictures(self, size: int) -> Callable[[int, int], Tensor]:
-        """(start, end) -> `[end - start, 3, size, size]` in 0..1, resized without a crop; each is read once."""
+    kept: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
-        @cache
+    def pictures(self, size: int) -> Callable[[int, int], Tensor]:
+        """(start, end) -> `[end - start, 3, size, size]` in 0..1, resized without a crop; the first, up to a limit of
+        memory, are read once.
+        """
+
         def one(index: int) -> Tensor:
-            return resize(to_tensor(self.data[index].image)[None], size)
+            if (index, size) in self.kept:
+                return self.kept[index, size]
+            picture = resize(to_tensor(self.data[index].image)[None], size)  # [1, 3, size, size]
+            if len(self.kept) * picture.nbytes < KEPT_BYTES:
+                self.kept[index, size] = picture
+            return picture
 
         return lambda start, end: torch.cat([one(i) for i in self.indices[start:end]])
 
@@ -74,12 +82,17 @@ class TestSet:
         return len(self.indices)
 
 
-def open_test(source: str, learnt: Sequence[str] = (), n: int | None = None) -> TestSet:
-    """The images of a set that training on the sets `learnt` never saw: all of them, or every fifth of one that was
-    learnt from; of the scenes the shipped ones, which are never learnt from. `n` takes that many, evenly spread.
+def open_test(source: str, learnt: Sequence[dict[str, str]] = (), n: int | None = None, fifth: bool = False) -> TestSet:
+    """The images of a set that training never saw: all of them, or, of a set that was `learnt` from (as `fit.named_data`
+    tells it) and where `fifth`, every fifth. `n` takes that many, evenly spread.
+
+    Raises ValueError for scenes-train after learning from scenes: they are the same.
     """
-    data = load_dataset(source)
-    indices = held_out(data) if source in learnt and source != "scenes" else list(range(len(data)))
+    data = load_dataset(source, captions=False)
+    if data.name == "scenes-train" and any(one["name"] == "scenes" for one in learnt):
+        raise ValueError(f"{source} are scenes that were learnt from; measure on scenes, which never are")
+    held = fifth or any(one["fingerprint"] == data.fingerprint for one in learnt if one["fingerprint"])
+    indices = held_out(data) if held else list(range(len(data)))
     if n is not None and n < len(indices):
         indices = [indices[i * len(indices) // n] for i in range(n)]
     return TestSet(data, indices)
@@ -115,7 +128,7 @@ def run(
         workers=workers,
     )
     tests = [
-        open_test(source, () if experiment.test else experiment.data, experiment.n)
+        open_test(source, () if experiment.test else described["data"], experiment.n)
         for source in (experiment.test or experiment.data if experiment.n else ())
     ]
     coordinates = _coordinates(out) if fit.started(plan, settings) and plan.features == "whitened" else None
@@ -184,19 +197,14 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     plain = {
         "schema": SCHEMA,
         "design": experiment.design.plain(),
-        "data": [_named(source) for source in experiment.data],
+        "data": [fit.named_data(source) for source in experiment.data],
         "recipe": asdict(experiment.recipe),
         "crops": experiment.crops,
-        "test": [_named(source) for source in experiment.test],
+        "test": [fit.named_data(source) for source in experiment.test],
         "n": experiment.n,
     }
     again: dict[str, Any] = json.loads(json.dumps(plain))
     return again
-
-
-def _named(source: str) -> dict[str, str]:
-    """A set to learn from: the rendered scenes are known by their name, any other by what is in it."""
-    return {"name": shown(source), "fingerprint": "" if source == "scenes" else load_dataset(source).fingerprint}
 
 
 def _finished(out: Path, plan: Design, described: dict[str, Any]) -> dict[str, Any] | None:

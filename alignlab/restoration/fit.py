@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.curves import curves
 from alignlab.data import load_dataset
 from alignlab.data.degradations import pair
 from alignlab.models.llm import LanguageModel
@@ -36,8 +37,7 @@ RECIPE = Recipe(
     schedule=LM4LV_RECIPE["schedule"],
 )
 FITTED_ON = 512  # clean pictures that the whitening is fitted on
-SAMPLES, SHOWN = 10, 8  # grids of sample pictures in a run, and pictures in one
-LOG_EVERY = 10  # steps between two points of the TensorBoard curves
+SHOWN = 8  # pictures in a grid of sample pictures
 
 
 @dataclass(frozen=True)
@@ -144,20 +144,32 @@ def fit(
     if among.count > 1:  # each began by itself, which might differ in the last bit
         model.load_state_dict(among.share({name: x.detach().cpu() for name, x in model.state_dict().items()}))
     draw = batches or run.batches(model.encoder.image_size)
-    with plain_attention(model.llm), _watching(model, run, samples) as watch:
+    named = [named_data(source) for source in run.data] if batches is None else []
+    about = {"data": named, "whole": run.all_items, "recipe": asdict(run.recipe)}
+    paint = None if samples is None else _samples(model, run, samples)
+
+    def show(writer: Any, done: int) -> None:
+        design.save(model, plan, run.out, {**about, "steps": done})  # to be tried before the end
+        if paint is not None:
+            paint(writer, done)
+
+    with plain_attention(model.llm), curves(run.out, run.recipe.steps, show, writes=among.rank == 0) as watch:
         history = train(goal, draw, run.recipe, run.out, f"train {model.how}", run.device, about=identity, watch=watch)
     if among.rank == 0:
-        about = {"data": [shown(source) for source in run.data], "whole": run.all_items, "recipe": asdict(run.recipe)}
         design.save(model, plan, run.out, about)
     return history
 
 
 def _identity(plan: Design, run: Run, named: bool = True) -> dict[str, Any]:
     """What makes a training what it is, but for the recipe and the frozen models; `named`: its data are sets."""
-    found = {"design": asdict(plan), "data": run.data, "crops": run.crops, "held out": not run.all_items}
-    sets = [source for source in run.data if source != "scenes"] if named else []
-    # A folder may keep its name and get other pictures.
-    return {**found, "fingerprints": [load_dataset(source).fingerprint for source in sets]} if sets else found
+    data = [named_data(source) for source in run.data] if named else list(run.data)
+    return {"design": plan.plain(), "data": data, "crops": run.crops, "held out": not run.all_items}
+
+
+def named_data(source: str) -> dict[str, str]:
+    """A set to learn from: the rendered scenes are known by their name, any other by what is in it, wherever it lies."""
+    known = source == "scenes"
+    return {"name": shown(source), "fingerprint": "" if known else load_dataset(source, captions=False).fingerprint}
 
 
 def started(plan: Design, run: Run) -> bool:
@@ -165,36 +177,21 @@ def started(plan: Design, run: Run) -> bool:
     return check_state(run.out, run.recipe, _identity(plan, run))
 
 
-@contextmanager
-def _watching(model: Restorer, run: Run, samples: Tensor | None) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """What is called after every step: curves for TensorBoard, and sample pictures ten times in a run."""
-    from torch.utils.tensorboard import SummaryWriter
+def _samples(model: Restorer, run: Run, images: Tensor) -> Callable[[Any, int], None]:
+    """What is called now and then: how the pictures are restored by then."""
 
-    writer = SummaryWriter(str(run.out / "logs")) if processes(run.device).rank == 0 else None
-    every = max(run.recipe.steps // SAMPLES, 1)
+    def show(writer: Any, done: int) -> None:
+        model.eval()
+        for task in model.tasks:
+            rows = sample_rows(model, images, task, run.recipe.seed)
+            path = run.out / "samples" / f"{task}-{done:06d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_grid(rows, path, f"{task}, step {done:,}")
+            for label, restored in rows.items():
+                writer.add_images(f"{task}/{label}", restored, done)
+        model.train()
 
-    def watch(done: int, losses: dict[str, float]) -> None:
-        if writer is None:
-            return
-        if done % LOG_EVERY == 0 or done == run.recipe.steps:
-            for name, value in losses.items():
-                writer.add_scalar(f"loss/{name}", value, done)
-        if samples is not None and (done % every == 0 or done == run.recipe.steps):
-            model.eval()
-            for task in model.tasks:
-                rows = sample_rows(model, samples, task, run.recipe.seed)
-                path = run.out / "samples" / f"{task}-{done:06d}.jpg"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_grid(rows, path, f"{task}, step {done:,}")
-                for label, images in rows.items():
-                    writer.add_images(f"{task}/{label}", images, done)
-            model.train()
-
-    try:
-        yield watch
-    finally:
-        if writer is not None:
-            writer.close()
+    return show
 
 
 def sample_rows(model: Restorer, images: Tensor, task: str, seed: int) -> dict[str, Tensor]:

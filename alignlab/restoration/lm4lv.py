@@ -180,7 +180,8 @@ class LM4LV(Restorer):
                     opening = not images[i] and said[i][-len(marker) :] == marker
                     done[i] = finished or (spent >= MOST_TEXT and not opening)
                 steps.append(words[i])
-            if all(done):
+            full = self.llm.context is not None and reader.length >= self.llm.context
+            if all(done) or full:
                 break
             hidden = reader(torch.stack(steps)[:, None])
         nothing = torch.zeros(self.visual, features.shape[1], device=features.device)
@@ -201,9 +202,11 @@ class _Reader:
     def __init__(self, model: LM4LV, cache: bool) -> None:
         self.model, self.cache = model, cache
         self.past: Any = None
+        self.length = 0  # positions read
         self.seen: list[Tensor] = []
 
     def __call__(self, embeddings: Tensor) -> Tensor:
+        self.length += embeddings.shape[1]
         if not self.cache:
             self.seen.append(embeddings)
             return self.model._body(torch.cat(self.seen, dim=1), use_cache=False).last_hidden_state[:, -1]

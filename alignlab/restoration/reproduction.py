@@ -20,11 +20,11 @@ from torch import Tensor
 
 from alignlab import trained
 from alignlab.data.degradations import TASKS
-from alignlab.provenance import shown
 from alignlab.restoration import design, experiment
 from alignlab.restoration.coordinates import POSITION, WHITENED
 from alignlab.restoration.evaluation import difference
 from alignlab.restoration.experiment import RESULT, Experiment, TestSet, evaluate_on, open_test
+from alignlab.restoration.fit import named_data
 from alignlab.restoration.targets import Lab, Row, Target
 from alignlab.training import processes
 
@@ -42,10 +42,18 @@ def folder(one: Experiment, lab: Lab) -> str:
     parts = [*plan.tasks, plan.how, last(plan.encoder)]
     parts += [last(plan.llm)] if plan.reads_llm else []
     parts += [word for word, on in (("causal", plan.causal), ("rotary", plan.rotary)) if on]
-    parts += [last(source) for source in one.data] if one.data != lab.data else []
+    # Another set of the same name is another run.
+    parts += [_called(source) for source in one.data] if one.data != lab.data else []
+    parts += ["on", *map(_called, one.test)] if one.test != lab.test else []
     parts += [f"seed{plan.seed}"] if plan.seed else []
     named = "-".join([*parts, f"{one.images_seen}-images"])
     return _slug(named)
+
+
+def _called(source: str) -> str:
+    """A set's name and what tells it from others of that name."""
+    named = named_data(source)
+    return f"{named['name'].rpartition('/')[2]}-{named['fingerprint'].removeprefix('sha256:')[:8]}".rstrip("-")
 
 
 def _slug(name: str) -> str:
@@ -63,7 +71,7 @@ class Standing:
 
 
 def standing(one: Experiment, where: Path) -> Standing:
-    """Of one run; no model and no data set is opened."""
+    """Of one run; no model is opened."""
     if (found := _result(where)) is not None and _same(found, one):
         return Standing("done", one.recipe.steps)
     saved = where / "state.pt"
@@ -72,7 +80,12 @@ def standing(one: Experiment, where: Path) -> Standing:
     try:
         state = torch.load(saved, map_location="cpu", weights_only=True, mmap=True)
         identity, steps = state["identity"], int(state["step"])
-        ours = {"design": asdict(one.design), "data": one.data}
+        ours = {
+            "design": one.design.plain(),
+            "data": [named_data(source) for source in one.data],
+            "crops": one.crops,
+            "held out": not one.test,
+        }
         about = {key: identity["about"][key] for key in ours}
         same = identity["recipe"] == _plain(asdict(one.recipe)) and about == _plain(ours)
     except Exception:  # whatever is wrong with that file, it is not this run's
@@ -97,9 +110,7 @@ def _result(where: Path) -> dict[str, Any] | None:
 def _same(found: dict[str, Any], one: Experiment, longer: bool = False) -> bool:
     """Whether a result is the experiment's, or, where `longer`, of its design by any recipe."""
     sets = {"data": one.data, "test": one.test}
-    same = all(
-        [x["name"] for x in found[key]] == [shown(source) for source in sources] for key, sources in sets.items()
-    )
+    same = all(found[key] == [named_data(source) for source in sources] for key, sources in sets.items())
     same = same and found["design"] == _plain(one.design.plain()) and (found["crops"], found["n"]) == (one.crops, one.n)
     return same and (longer or found["recipe"] == _plain(asdict(one.recipe)))
 
@@ -312,7 +323,8 @@ def grids(what: Target, found: list[Place], *, device: str = "cpu") -> dict[str,
 
 
 def _tests(one: Experiment) -> list[TestSet]:
-    return [open_test(source, () if one.test else one.data, one.n) for source in (one.test or one.data)]
+    learnt = [] if one.test else [named_data(source) for source in one.data]
+    return [open_test(source, learnt, one.n) for source in (one.test or one.data)]
 
 
 def _pictures(place: Place, result: dict[str, Any], test: TestSet, device: str) -> dict[str, Tensor]:

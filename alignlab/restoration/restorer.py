@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.data.degradations import check_images
+
 log = logging.getLogger(__name__)
 
 
@@ -91,8 +93,9 @@ class Restorer(nn.Module):
     def restore(self, images: Tensor, task: str | None = None, *, batch_size: int = 32, **options: Any) -> Tensor:
         """Images `[B, 3, H, W]` in 0..1 -> `[B, 3, H', W']` in 0..1, of the decoder's size. `task` is by default the first.
 
-        `options` are those of `write`.
+        `options` are those of `write`. Raises ValueError for images that are not floats in 0..1.
         """
+        check_images(images)
         restored = []
         for batch in images.split(batch_size):
             tokens = self.write(self.encoder.encode(batch), task or self.tasks[0], **options)

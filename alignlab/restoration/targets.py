@@ -246,7 +246,8 @@ def target(
     common = Experiment(
         Design(features=lab.features, seed=seed),
         data=data or lab.data,
-        recipe=replace(lab.recipe, steps=steps, seed=seed),
+        # A run shorter than its warm-up would never reach its rate.
+        recipe=replace(lab.recipe, steps=steps, warmup=min(lab.recipe.warmup, steps // 5), seed=seed),
         test=test or (() if data and not lab.test else lab.test),
         n=n,
     )

@@ -116,9 +116,11 @@ def test_other_pictures_of_the_same_name_are_refused(command, photos, tmp_path, 
     other = tmp_path / "photos"
     shutil.copytree(photos, other)
     assert run(command("--data", other, "--n", "0", "--out", tmp_path / "out")) == 0
-    (other / "01.txt").write_text("another caption\n")
+    (other / "01.txt").unlink()  # captions are not read
+    assert run(command("--data", f"{other}/", "--n", "0", "--out", tmp_path / "out")) == 0
+    shutil.copy(other / "02.png", other / "01.png")
     assert run(command("--data", other, "--n", "0", "--out", tmp_path / "out")) == 2
-    assert "its fingerprints is" in capsys.readouterr().err
+    assert "belongs to another run: its data is" in capsys.readouterr().err
 
 
 def test_more_images_to_measure_on_train_nothing_again(command, tmp_path):
@@ -184,7 +186,7 @@ def test_a_loss_that_is_not_finite_exits_1(command, tmp_path, capsys):
     assert run(command("--lr", "1e30", "--out", tmp_path)) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "train lm4lv: the loss is not finite at step" in error
-    assert not (tmp_path / "adapters.safetensors").exists()
+    assert not (tmp_path / "result.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,7 @@ def test_eval_with_other_strengths_in_free_mode(trained, photos, tmp_path):
     [
         (["--task", "blur"], "--task must be one of"),
         (["--task", "flip"], "has learnt denoise, rotate"),
-        (["--strength", "sigma=60,60"], "--strength of rotate takes turns, got 'sigma=60,60'"),
+        (["--strength", "grain=1"], "--strength grain=1: denoise takes sigma; rotate takes turns"),
         (["--task", "denoise", "--strength", "sigma"], "--strength must be NAME=NUMBER"),
         (["--task", "denoise", "--strength", "sigma=9"], "--strength of denoise: sigma must be two numbers"),
         (["--mode", "loud"], "--mode must be forced or free"),
@@ -314,8 +316,12 @@ def test_apply(trained, photos, tmp_path, capsys):
     command = ["restore", "apply", *pictures, "--checkpoint", str(trained), "--dtype", "float32"]
     assert run([*command, "--out", str(tmp_path / "out")]) == 0
     assert "read at 32 x 32 pixels" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00-denoise-again.png", "00-denoise.png"]
-    first, second = (np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").iterdir()))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "00-denoise-2.png",
+        "00-denoise.png",
+        "result.json",
+    ]
+    first, second = (np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*.png")))
     assert first.shape == (32, 32, 3)
     assert not np.array_equal(first, second)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from alignlab.restoration import design
 from alignlab.restoration.design import Design
 from alignlab.restoration.experiment import Experiment, describe, open_test, run
-from alignlab.restoration.fit import RECIPE
+from alignlab.restoration.fit import RECIPE, named_data
+from alignlab.trained import ADAPTERS
 
 SHORT = replace(RECIPE, steps=2, batch=2, warmup=1)
 
@@ -36,11 +39,18 @@ def plan(small_mae):
 
 
 def test_a_set_that_was_learnt_from_gives_its_held_out_fifth(photos):
-    assert list(open_test(photos, [photos]).indices) == [0, 5, 10]
+    learnt = [named_data(photos)]
+    assert list(open_test(photos, learnt).indices) == [0, 5, 10]
+    assert list(open_test(f"{photos}/../photos/", learnt).indices) == [0, 5, 10]  # the same by another name
+    assert list(open_test(photos, [{"name": "photos", "fingerprint": "sha256:of-others"}]).indices) == list(range(11))
+    assert list(open_test(photos, fifth=True).indices) == [0, 5, 10]
     assert list(open_test(photos).indices) == list(range(11))
     assert list(open_test(photos, n=4).indices) == [0, 2, 5, 8]
-    assert list(open_test(photos, [photos], 2).indices) == [0, 5]
-    assert len(open_test("scenes", ["scenes"])) == len(open_test("scenes"))  # the shipped ones are never learnt from
+    assert list(open_test(photos, learnt, 2).indices) == [0, 5]
+    scenes = [named_data("scenes")]
+    assert len(open_test("scenes", scenes)) == len(open_test("scenes"))  # the shipped ones are never learnt from
+    with pytest.raises(ValueError, match="scenes-train:4 are scenes that were learnt from"):
+        open_test("scenes-train:4", scenes)
     assert open_test(photos).pictures(32)(2, 5).shape == (3, 3, 32, 32)
 
 
@@ -89,20 +99,25 @@ def test_what_makes_an_experiment_is_plain_and_has_no_folders(photos, plan):
 def test_a_damaged_result_is_made_again(photos, plan, tmp_path, monkeypatch):
     experiment = Experiment(plan, (photos,), SHORT, n=1)
     first = run(experiment, tmp_path, dtype="float32")
-    adapters = (tmp_path / design.ADAPTERS).read_bytes()
+    adapters = (tmp_path / ADAPTERS).read_bytes()
     for content in ("", "[]", "{", "null"):
         (tmp_path / "result.json").write_text(content)
         again = run(experiment, tmp_path, dtype="float32")
         assert again["evaluations"] == first["evaluations"]
-    (tmp_path / design.ADAPTERS).write_bytes(adapters[:200])
+    (tmp_path / ADAPTERS).write_bytes(adapters[:200])
     assert run(experiment, tmp_path, dtype="float32")["evaluations"] == first["evaluations"]
     _, _, tensors = design.read(tmp_path)
     assert tensors["layer.weight"].shape == (24, 24)
 
 
-def test_a_model_in_another_folder_is_another_experiment(photos, plan, tmp_path, small_mae):
-    run(Experiment(plan, (photos,), SHORT, n=1), tmp_path / "out", dtype="float32")
-    shutil.copytree(small_mae, tmp_path / small_mae.name)
+def test_a_model_in_another_folder_is_the_same_and_other_weights_are_not(photos, plan, tmp_path, small_mae):
+    first = run(Experiment(plan, (photos,), SHORT, n=1), tmp_path / "out", dtype="float32")
     moved = replace(plan, encoder=str(tmp_path / small_mae.name))
-    with pytest.raises(ValueError, match="belongs to another run: its design's encoder is "):
+    shutil.copytree(small_mae, moved.encoder)
+    again = run(Experiment(moved, (photos,), SHORT, n=1), tmp_path / "out", dtype="float32")
+    assert again["evaluations"] == first["evaluations"]
+    weights = Path(moved.encoder) / "model.safetensors"
+    save_file({key: x + 1 for key, x in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    (tmp_path / "out" / "result.json").unlink()
+    with pytest.raises(ValueError, match=r"belongs to another run: its frozen's (encoder|decoder) is "):
         run(Experiment(moved, (photos,), SHORT, n=1), tmp_path / "out", dtype="float32")

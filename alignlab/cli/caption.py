@@ -1,0 +1,402 @@
+"""`alignlab caption`: the linear captioning probe, what it says of images, and how good that is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from alignlab.captioning.evaluation import Subjects
+    from alignlab.captioning.experiment import TestSet
+    from alignlab.training import Recipe
+
+app = typer.Typer(
+    help="Can a frozen language model read a frozen encoder through one linear layer? Train it, caption, score.",
+    no_args_is_help=True,
+)
+
+EVAL = "alignlab.caption-eval/1"
+JUDGE_HELP = "Of CLIPScores: clip-tiny (the default where it is shipped), ViT-B-32/openai, ARCHITECTURE/FILE, or none."
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command()
+def train(
+    encoder: str = typer.Option(
+        "mae", help="mae, beit, vqgan, efficientnet-lite0, timm:NAME, a path or a hub id; @random for fresh weights."
+    ),
+    llm: str = typer.Option("smollm2", help="smollm2, a folder or a hub id."),
+    data: str = typer.Option("scenes-train", help="Images with captions to learn from, as measure takes them."),
+    prefix: str = typer.Option("", help='Words before every caption, which are not learnt ("A picture of" in LiMBeR).'),
+    recipe: str = typer.Option(
+        "embedded", help="embedded, or paper: LLaVA's first stage, batch 128, one epoch of 100,000 pairs."
+    ),
+    steps: int | None = typer.Option(None, help="Updates (default: the recipe's)."),
+    epochs: float | None = typer.Option(None, help="Passes over what is learnt in place of --steps."),
+    batch_size: int | None = typer.Option(None, help="Images an update (default: the recipe's)."),
+    accumulate: int = typer.Option(1, help="Parts that a batch is computed in, one after another."),
+    lr: float | None = typer.Option(None, help="Peak rate (default: the recipe's)."),
+    warmup: int | None = typer.Option(None, help="Steps of rising rate (default: 3% of the steps)."),
+    subset: int | None = typer.Option(None, help="Learn from so many items, drawn at random (default: the recipe's)."),
+    test: list[str] = typer.Option(
+        [],
+        help="Sets to measure on; without any, the shipped scenes after scenes-train, else each fifth item, held out.",
+    ),
+    n: int = typer.Option(256, "--n", help="Images of each to measure on in the end, evenly spread; 0 for none."),
+    judge: str | None = typer.Option(None, help=JUDGE_HELP),
+    seed: int = typer.Option(0),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model; the layer is float32."),
+    out: Path | None = typer.Option(None, help="Folder for the probe; a run stopped there goes on."),
+    json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
+) -> None:
+    """Train one linear layer between a frozen encoder and a frozen language model to caption, and measure it.
+
+    Example: alignlab caption train --encoder mae --llm smollm2 --data scenes-train --out runs/caption-mae
+    """
+    from alignlab.captioning.experiment import Experiment
+    from alignlab.captioning.experiment import run as perform
+    from alignlab.captioning.fit import Design
+    from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
+    from alignlab.training import processes
+
+    numbers = {"steps": steps, "epochs": epochs, "batch-size": batch_size, "lr": lr, "subset": subset}
+    _check_positive({**numbers, "accumulate": accumulate})
+    _check_whole({"seed": seed, "n": n, "warmup": warmup})
+    _check_dtype(dtype)
+    where = pick_device(device)
+    among = processes(where)
+    if among.count > 1 and out is None:  # a folder named after the time would be another one in each process
+        raise ValueError("--out is needed under accelerate launch, whose processes share the folder")
+    lab = _laboratory(encoder, llm, data)
+    experiment = Experiment(
+        design=Design(encoder=encoder, llm=llm, prefix=prefix, seed=seed), data=data, test=tuple(test), n=n
+    )
+    experiment = _with_recipe(experiment, recipe, steps, epochs, batch_size, lr, warmup, subset, seed)
+    experiment = _with_judge(experiment, judge, lab)
+    folder = output_folder(out, "caption-train")
+    if json_file is not None:
+        check_writable(json_file.absolute().parent, "--json")
+    result = perform(experiment, folder, device=where, dtype=dtype, accumulate=accumulate, laboratory=lab)
+    if among.rank > 0:  # the first writes and speaks
+        return
+    if json_file is not None:
+        write_json(json_file, result)
+    for one in result["evaluations"]:
+        _show(one, f"{result['design']['encoder']} read by {result['design']['llm']}")
+    typer.echo(f"written: {folder}")
+
+
+@app.command()
+def generate(
+    image: list[Path] = typer.Argument(None, help="Pictures to caption."),
+    checkpoint: Path = typer.Option(..., help="A folder that caption train wrote."),
+    data: str | None = typer.Option(None, help="Caption a whole set in place of pictures, into captions.jsonl."),
+    n: int | None = typer.Option(None, "--n", help="With --data: so many of its images, evenly spread."),
+    beams: int = typer.Option(1, help="Beams of the search; 1 is greedy decoding."),
+    longest: int = typer.Option(64, help="Tokens of a caption at most."),
+    batch_size: int = typer.Option(32, help="Images at once; changes the speed only."),
+    encoder: str | None = typer.Option(None, help="Where the encoder is, if the checkpoint's name does not find it."),
+    llm: str | None = typer.Option(None, help="Where the language model is, likewise."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
+    out: Path | None = typer.Option(None, help="With --data: folder for captions.jsonl (default runs/...)."),
+) -> None:
+    """Say what is in pictures: a line each, or for a set a captions.jsonl with each item's number, id and caption.
+
+    Example: alignlab caption generate photo.jpg --checkpoint runs/caption-mae
+    """
+    from alignlab.captioning.fit import load, read
+    from alignlab.cli.common import output_folder, pick_device
+    from alignlab.data import read_image, resize, to_tensor
+
+    _check_positive({"beams": beams, "longest": longest, "batch-size": batch_size, "n": n})
+    _check_dtype(dtype)
+    if bool(image) == bool(data):
+        raise ValueError("give pictures, or --data with a set of them, and not both")
+    if not data and (n is not None or out is not None):
+        raise ValueError("--n and --out are for --data; captions of pictures are printed")
+    where = pick_device(device)
+    read(checkpoint)  # what is wrong shows before anything is loaded
+    options: dict[str, Any] = {"beams": beams, "longest": longest, "batch_size": batch_size}
+    places: dict[str, Any] = {"device": where, "dtype": dtype, "encoder": encoder, "llm": llm}
+    if data:
+        from alignlab.captioning.experiment import open_test
+
+        test = open_test(data, None, n)
+        folder = output_folder(out, "caption-generate")
+        model, _, _ = load(checkpoint, **places)
+        _write_captions(folder / "captions.jsonl", model, test, options)
+        typer.echo(f"written: {folder}/captions.jsonl ({len(test)} captions)")
+        return
+    import torch
+
+    try:
+        pictures = [to_tensor(read_image(path))[None] for path in image]
+    except FileNotFoundError as error:
+        raise ValueError(f"{error}; IMAGE takes picture files") from error
+    model, _, _ = load(checkpoint, **places)
+    squares = torch.cat([resize(picture, model.encoder.image_size) for picture in pictures])
+    for path, caption in zip(image, model.caption(squares, **options), strict=True):
+        typer.echo(f"{path}: {caption or '(nothing)'}")
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: list[Path] = typer.Option(..., help="A folder that caption train wrote; may be repeated."),
+    data: list[str] = typer.Option(["scenes"], help="Images with captions, as measure takes them; may be repeated."),
+    n: int = typer.Option(256, "--n", help="Images of each set, evenly spread."),
+    judge: str | None = typer.Option(None, help=JUDGE_HELP),
+    control: list[Path] = typer.Option(
+        [], help="The same probe trained on the encoder's @random; found by itself among the --checkpoints."
+    ),
+    beams: int = typer.Option(1, help="Beams of the search; 1 is greedy decoding."),
+    longest: int = typer.Option(64, help="Tokens of a caption at most."),
+    batch_size: int = typer.Option(32, help="Images at once; changes the speed only."),
+    encoder: str | None = typer.Option(None, help="Where the encoder is, if the checkpoint's name does not find it."),
+    llm: str | None = typer.Option(None, help="Where the language model is, likewise."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
+    out: Path | None = typer.Option(
+        None, help="Folder for result.json and galleries (default runs/caption-eval-TIME)."
+    ),
+    json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
+) -> None:
+    """Caption images that training never saw and score the captions, beside controls: CLIPScores and COCO's metrics.
+
+    Example: alignlab caption eval --checkpoint runs/caption-mae --control runs/caption-mae-random
+    """
+    from alignlab.captioning import evaluation, fit
+    from alignlab.captioning.experiment import caption_all, open_test, plain, show, shown_judge
+    from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
+    from alignlab.provenance import environment, shown
+
+    _check_positive({"n": n, "beams": beams, "longest": longest, "batch-size": batch_size})
+    _check_dtype(dtype)
+    where = pick_device(device)
+    controls = _controls(checkpoint, control)  # what is wrong shows before anything is loaded
+    files = {folder: fit.read(folder)[1]["about"]["data"] for folder in [*checkpoint, *control]}
+    tests = {(folder, source): open_test(source, files[folder], n) for folder in checkpoint for source in data}
+    folder = output_folder(out, "caption-eval")
+    if json_file is not None:
+        check_writable(json_file.absolute().parent, "--json")
+
+    judges: dict[str | None, Any] = {}
+    seen: dict[Any, Subjects] = {}
+    said: dict[Any, list[str]] = {}
+    names: list[str] = []
+    results = []
+
+    def captions(of: Path, test: TestSet, random: bool) -> list[str]:
+        key = (of.resolve(), test.data.fingerprint, tuple(test.indices))
+        if key not in said:
+            place = f"{encoder}@random" if random and encoder else encoder
+            model, _, _ = fit.load(of, device=where, dtype=dtype, encoder=place, llm=llm)
+            said[key] = caption_all(model, test, beams=beams, longest=longest, batch_size=batch_size)
+        return said[key]
+
+    for one in checkpoint:
+        plan, described, _ = fit.read(one)
+        for source in data:
+            test, lab = tests[one, source], _laboratory(plan.encoder, plan.llm, source)
+            name = _judge_name(judge, lab)
+            if name not in judges:
+                judges[name] = evaluation.find_judge(name, device=where)
+            by, why = judges[name]
+            key = (name, test.data.fingerprint, tuple(test.indices))
+            if key not in seen:
+                seen[key] = test.subjects(by)
+            ours = captions(one, test, False)
+            theirs = controls.get(one)
+            found = evaluation.evaluate(
+                ours,
+                seen[key],
+                random=None if theirs is None else captions(theirs, test, True),
+                why_no_judge=why,
+            )
+            names.append(label := f"{one.resolve().name}-{test.data.name}")
+            picture = f"{label}{f'-{names.count(label)}' if names.count(label) > 1 else ''}.jpg"
+            show(test, ours, folder / picture, f"{plan.plain()['encoder']} read by {plan.plain()['llm']}")
+            row = {
+                "checkpoint": one.resolve().name,
+                "design": plan.plain(),
+                "frozen": described["frozen"],
+                "learnt": described["about"],
+                "control": None if theirs is None else theirs.resolve().name,
+                "laboratory": lab,
+            }
+            results.append({**row, **plain(test, found), "beams": beams, "longest": longest, "picture": picture})
+    result = {
+        "schema": EVAL,
+        "results": results,
+        "config": {
+            "checkpoint": [one.resolve().name for one in checkpoint],
+            "control": [one.resolve().name for one in control],
+            "data": [shown(source) for source in data],
+            "judge": judge and shown_judge(judge),
+            **{"n": n, "beams": beams, "longest": longest, "batch_size": batch_size, "device": where, "dtype": dtype},
+            **{"seed": evaluation.SEED, "resamples": evaluation.RESAMPLES},
+        },
+        "environment": environment(where),
+    }
+    write_json(folder / "result.json", result)
+    if json_file is not None:
+        write_json(json_file, result)
+    for row in results:
+        _show(row, row["checkpoint"])
+    typer.echo(f"written: {folder}")
+
+
+def _controls(checkpoints: list[Path], given: list[Path]) -> dict[Path, Path]:
+    """Checkpoint -> the probe on its encoder's random weights; ValueError for one given that is nobody's control."""
+    from alignlab.captioning import fit
+    from alignlab.captioning.experiment import control_differs, is_control
+
+    files = {folder: fit.read(folder)[:2] for folder in [*checkpoints, *given]}
+    found: dict[Path, Path] = {}
+    for other in [*given, *checkpoints]:
+        why = ""
+        for one in checkpoints:
+            if one not in found and is_control(files[other][0], files[one][0]):
+                why = control_differs(files[other][1], files[one][1])
+                if not why:
+                    found[one] = other
+        if other in given and other not in found.values():
+            if why:
+                raise ValueError(f"--control {other} is no fair control: its {why}; train both alike")
+            wanted = " or ".join(f"{files[one][0].plain()['encoder']}@random" for one in checkpoints)
+            read = files[other][0].plain()["encoder"]
+            raise ValueError(f"--control {other} reads {read}; give a probe trained on {wanted}")
+    return found
+
+
+def _write_captions(path: Path, model: Any, test: TestSet, options: dict[str, Any]) -> None:
+    """A line an item, whole or not at all."""
+    from alignlab.captioning.evaluation import captioned
+    from alignlab.progress import progress
+
+    unfinished = path.with_name(f".{path.name}")
+    with open(unfinished, "w", encoding="utf-8") as file, progress("caption", len(test), "images") as tick:
+        found = captioned(model, test.data, test.indices, **options)
+        for number, (index, (item, caption)) in enumerate(zip(test.indices, found, strict=True)):
+            line = {"item": index, "id": item.id, "caption": caption, "references": list(item.captions)}
+            file.write(json.dumps(line) + "\n")
+            tick(number + 1)
+    unfinished.replace(path)
+
+
+def _show(one: dict[str, Any], title: str) -> None:
+    """A table of one evaluation, a row a metric."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from alignlab.captioning.card import CONTROLS, about, cell
+    from alignlab.cli.common import console
+
+    columns = [name for name in CONTROLS if name in one["scores"]]
+    table = Table(
+        title=escape(f"{title}: captions of {one['n']} images of {one['data']['name']}"), title_justify="left"
+    )
+    table.add_column("metric", no_wrap=True)
+    for heading in (*columns, "generated - shuffled"):
+        table.add_column(heading, justify="right")  # on a narrow terminal an interval goes below its score
+    for metric in one["scores"]["generated"]:
+        found = [one["scores"][name].get(metric) for name in columns]
+        found.append(one["differences"].get("shuffled", {}).get(metric))
+        table.add_row(metric, *(cell(x).replace(" to ", "..") for x in found))
+    wide = console()
+    wide.print(table)
+    for text in about(one):
+        wide.print(escape(text))
+
+
+def _laboratory(encoder: str, llm: str, data: str) -> str:
+    """As `laboratory` has it; a random control belongs to its encoder's, the first N of a set to the set's."""
+    from alignlab.cli.common import laboratory
+    from alignlab.models.variant import parse
+
+    return laboratory([parse(encoder).base], llm, data.partition(":")[0])
+
+
+def _judge_name(judge: str | None, lab: str) -> str | None:
+    from alignlab import paper
+
+    return paper.JUDGE if judge is None and lab == "paper" else judge
+
+
+def _with_judge(experiment: Any, judge: str | None, lab: str) -> Any:
+    from dataclasses import replace
+
+    return replace(experiment, judge=_judge_name(judge, lab))
+
+
+def _with_recipe(
+    experiment: Any,
+    name: str,
+    steps: int | None,
+    epochs: float | None,
+    batch: int | None,
+    lr: float | None,
+    warmup: int | None,
+    subset: int | None,
+    seed: int,
+) -> Any:
+    """The experiment with the named recipe, and what was given in its place."""
+    import math
+    from dataclasses import replace
+
+    from alignlab.captioning.fit import RECIPE
+    from alignlab.paper import PROBE_RECIPE
+
+    if name not in ("embedded", "paper"):
+        raise ValueError(f"--recipe must be embedded or paper, got {name!r}")
+    if steps is not None and epochs is not None:
+        raise ValueError("--steps and --epochs both say how long to train; give one")
+    plan: Recipe = replace(RECIPE, seed=seed, lr=lr or RECIPE.lr)
+    if name == "paper":
+        plan = replace(plan, batch=PROBE_RECIPE["batch"], lr=lr or PROBE_RECIPE["lr"])
+        subset = subset or PROBE_RECIPE["subset"]
+        epochs = PROBE_RECIPE["epochs"] if epochs is None and steps is None else epochs
+    plan = replace(plan, steps=steps or plan.steps, batch=batch or plan.batch)
+    experiment = replace(experiment, subset=subset)
+    if epochs is not None:
+        plan = replace(plan, steps=_steps(experiment, epochs, plan.batch))
+    rising = math.ceil(PROBE_RECIPE["warmup"] * plan.steps)
+    return replace(experiment, recipe=replace(plan, warmup=rising if warmup is None else warmup))
+
+
+def _steps(experiment: Any, epochs: float, batch: int) -> int:
+    import math
+
+    from alignlab.captioning.experiment import holds_out, learnt_items
+    from alignlab.data import load_dataset
+
+    data = load_dataset(experiment.data)
+    items = learnt_items(data, holds_out(data, experiment), experiment.subset)
+    return max(math.ceil(epochs * len(items) / batch), 1)
+
+
+def _check_positive(numbers: dict[str, float | None]) -> None:
+    import math
+
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be more than 0, got {value}")
+
+
+def _check_whole(numbers: dict[str, int | None]) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 0:
+            raise ValueError(f"--{name} must be 0 or more, got {value}")
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ("bfloat16", "float32"):
+        raise ValueError(f"--dtype must be bfloat16 or float32, got {dtype!r}")

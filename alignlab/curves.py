@@ -1,0 +1,40 @@
+"""What a training shows on its way: TensorBoard's curves of its losses, and ten times what it can do by then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+EVERY = 10  # steps between two points of a curve
+SAMPLES = 10  # times in a run that `sample` is called
+
+
+@contextmanager
+def curves(
+    folder: Path, steps: int, sample: Callable[[Any, int], None] | None = None, *, writes: bool = True
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """What `train` is to call after every step (its `watch`): curves in `folder/logs`, nothing unless it `writes`.
+
+    `sample(writer, steps done)` may add pictures or texts of its own to TensorBoard's `SummaryWriter`.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder / "logs")) if writes else None
+    now_and_then = max(steps // SAMPLES, 1)
+
+    def watch(done: int, losses: dict[str, float]) -> None:
+        if writer is None:
+            return
+        if done % EVERY == 0 or done == steps:
+            for name, value in losses.items():
+                writer.add_scalar(f"loss/{name}", value, done)
+        if sample is not None and (done % now_and_then == 0 or done == steps):
+            sample(writer, done)
+
+    try:
+        yield watch
+    finally:
+        if writer is not None:
+            writer.close()
