@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "restoration.json")
     options = parser.parse_args()
     rates = {
         str(dtype).removeprefix("torch."): matmul_rate(options.device, dtype)
@@ -208,11 +208,11 @@ def main() -> None:
     }
     for what, ratio in ratios.items():
         print(f"{what}: {ratio:.2f} x")
-    if options.out:
-        given = {key: value for key, value in vars(options).items() if key != "out"}
-        report = {"options": given, "matmul": rates, "arms": found, "ratios": ratios}
-        report["environment"] = environment(options.device)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    given = {key: value for key, value in vars(options).items() if key != "out"}
+    report = {"options": given, "matmul": rates, "arms": found, "ratios": ratios}
+    report["environment"] = environment(options.device)
+    report["environment"].pop("command")
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _ratio(found: dict[str, dict[str, Any]], ours: str, plain: str) -> float:

@@ -228,3 +228,19 @@ def test_checkpoints_are_small_enough_to_ship():
     four = ("mae-tiny", "beit-tiny", "dvae-tiny", "vqgan-tiny")
     assert sum(size for path, size in sizes.items() if path.parent.name in four) < 60e6
     assert sum(sizes.values()) < 80e6
+
+
+def test_the_cost_of_restoration_is_that_of_the_result_file():
+    found = json.loads((ROOT / "benchmarks" / "results" / "restoration.json").read_text())
+    arms, ratios, rate = found["arms"], found["ratios"], found["matmul"]["bfloat16"]
+    for name in ("plain step", "step", "generate alone", "generate"):
+        arm = arms[name]
+        cells = (f"{arm['images_a_second']:.2f}", f"{arm['tokens_a_second']:.0f}", f"{arm['flop_a_second'] / rate:.0%}")
+        assert f"| {' | '.join(cells)} | {arm['peak_memory_bytes'] / 2**30:.1f} GiB |" in README
+    assert ratios["training step, images a second"] >= 2
+    assert arms["step"]["flop_a_second"] >= rate / 2
+    assert ratios["generation, images a second"] >= 10
+    flat = " ".join(README.split())
+    assert f"The step is {ratios['training step, images a second']:.2f} times as fast" in flat
+    assert f"generation {ratios['generation, images a second']:.1f} times" in flat
+    assert f"the step would be {ratios['had the tokens been at hand']:.2f} times as fast" in flat
