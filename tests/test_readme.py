@@ -244,3 +244,12 @@ def test_the_cost_of_restoration_is_that_of_the_result_file():
     assert f"The step is {ratios['training step, images a second']:.2f} times as fast" in flat
     assert f"generation {ratios['generation, images a second']:.1f} times" in flat
     assert f"the step would be {ratios['had the tokens been at hand']:.2f} times as fast" in flat
+
+
+def test_the_judge_is_that_of_its_card():
+    card = json.loads((ROOT / "data" / "checkpoints" / "clip-tiny" / "card.json").read_text())
+    (row,) = [line for line in README.splitlines() if line.startswith("| [`clip-tiny`]")]
+    assert f"{card['parameters'] / 1e6:.1f} M, {card['images_seen']:,}, {card['seconds'] / 60:.0f} min" in row
+    (figures,) = card["held_out"].values()
+    assert f"{figures['image to text R@1 (%)']:.1f}% ({figures['chance of R@1 (%)']:.1f}%)" in row
+    assert figures["image to text R@1 (%)"] >= 20 * figures["chance of R@1 (%)"]

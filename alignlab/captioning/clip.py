@@ -20,8 +20,9 @@ from torch.nn.functional import normalize
 from alignlab.data.images import read_image
 from alignlab.models import weights
 from alignlab.models.encoder import refuse_blocks, seeded, sha256_state
-from alignlab.models.open_clip_encoder import PREFIX, _near, _reason, _tag
+from alignlab.models.open_clip_encoder import CLIP_TINY, PREFIX, _near, _reason, _tag, register
 from alignlab.models.variant import parse
+from alignlab.paths import shipped
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,8 +106,9 @@ class CLIPScorer:
     """A CLIP model of open_clip as the judge of captions, in float32.
 
     `CLIPScorer("ViT-B-32", "openai")`, or a local file of weights in place of the tag, or alignlab's own name
-    `CLIPScorer("open_clip:ViT-B-32/openai")`. The images go through open_clip's own preprocessing. `judge` names the
-    model with the SHA-256 of its weights.
+    `CLIPScorer("open_clip:ViT-B-32/openai")`. `CLIPScorer("clip-tiny")` is the embedded laboratory's, which comes with
+    alignlab; a folder of `alignlab pretrain clip` will do too. The images go through open_clip's own preprocessing. `judge`
+    names the model with the SHA-256 of its weights.
 
     Raises ValueError for names that open_clip does not have and for weights that cannot be read as this model,
     RuntimeError for weights that cannot be fetched.
@@ -119,6 +121,9 @@ class CLIPScorer:
         if batch < 1:
             raise ValueError(f"batch must be 1 or more, got {batch}")
         base = model.removeprefix(PREFIX)
+        folder = _folder(base) if pretrained is None else None
+        if folder is not None:
+            base, pretrained = CLIP_TINY, str(register(folder))
         name = PREFIX + (base if pretrained is None else f"{base}/{pretrained}")
         variant = parse(name)
         refuse_blocks(name, variant)
@@ -151,7 +156,7 @@ class CLIPScorer:
             pickle.UnpicklingError,
         ) as error:
             raise ValueError(f"{source} cannot be read as {architecture}: {_reason(error)}") from error
-        shown = f"{PREFIX}{architecture}/{tag or Path(source).name}"
+        shown = folder.resolve().name if folder else f"{PREFIX}{architecture}/{tag or Path(source).name}"
         self.judge = f"{shown}@sha256:{sha256_state(self._model.state_dict())}"
         self._model = self._model.float().eval().requires_grad_(False).to(device)
         self._device, self._batch = device, batch
@@ -233,6 +238,14 @@ class CLIPScorer:
         with torch.autocast(kind, enabled=False):  # half precision moves the score
             out: Tensor = getattr(self._model, method)(batch.to(self._device))
         return out.float().cpu()
+
+
+def _folder(name: str) -> Path | None:
+    """Where a judge lies that was trained here: the shipped one, or one of the user's."""
+    if name == CLIP_TINY:
+        return shipped("checkpoints", CLIP_TINY)
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def _batches(things: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:

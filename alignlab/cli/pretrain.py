@@ -1,4 +1,4 @@
-"""`alignlab pretrain`: train the small vision models that alignlab ships."""
+"""`alignlab pretrain`: train the small models that alignlab ships."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 
 def pretrain(
-    kind: str = typer.Argument(..., help="mae, dvae, beit, vqgan, or pca, which is fitted in one pass."),
+    kind: str = typer.Argument(..., help="mae, dvae, beit, vqgan, clip, or pca, which is fitted in one pass."),
     data: list[str] = typer.Option(
         ["scenes"],
         help="scenes (rendered as needed) or a captioned set as measure takes; may be repeated, in equal shares.",
@@ -21,9 +21,10 @@ def pretrain(
     dtype: str = typer.Option("bfloat16", help="bfloat16 (autocast) or float32."),
     out: Path | None = typer.Option(None, help="Folder for the checkpoint; a run stopped there goes on."),
 ) -> None:
-    """Train a small vision model from scratch and write it with a card that says what it can do.
+    """Train a small model from scratch and write it with a card that says what it can do.
 
-    Of every --data folder each fifth item is held out and only measured on.
+    Of every --data folder each fifth item is held out and only measured on. clip, the judge of captions, learns from the
+    captions too; its scenes are those of scenes-train, of which it may be given the first N: --data scenes-train:N.
 
     Example: alignlab pretrain mae --data scenes --data my-photos/ --out runs/mae
     """

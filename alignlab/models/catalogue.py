@@ -208,6 +208,17 @@ CATALOGUE = (
         shipped="mae-tiny-r",
         note="mae-tiny's decoder, fine-tuned to reproduce",
     ),
+    Known(
+        "clip-tiny",
+        "part",
+        "CLIP",
+        5_515_931,
+        tokens=48,
+        width=128,
+        image_size=64,
+        shipped="clip-tiny",
+        note="the judge of captions; reads 48 tokens of text",
+    ),
     Known("dvae-tiny", "part", "dVAE", 1_872_750, tokens=64, image_size=64, shipped="dvae-tiny"),
     Known(
         "dall-e",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import pickle
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from alignlab.models.timm_encoder import timm_reader
 from alignlab.models.variant import Variant, parse
 
 PREFIX = "open_clip:"
+CLIP_TINY = "clip-tiny"  # the architecture that `alignlab pretrain clip` trains, and the checkpoint that is shipped
 
 
 class OpenCLIPEncoder:
@@ -122,6 +124,29 @@ def load_open_clip(name: str, *, device: str = "cpu", dtype: str = "float32") ->
     checkpoint = f"{label}@sha256:{sha256_state(tower.state_dict())}"
     tower = tower.eval().requires_grad_(False).to(device, number_type)
     return OpenCLIPEncoder(label, checkpoint, tower, height, mean, std)
+
+
+def register(folder: Path) -> Path:
+    """Make the architecture in a folder of `alignlab pretrain clip` known to open_clip, as "clip-tiny"; its file of weights.
+
+    Raises ValueError for a folder that holds no such thing.
+    """
+    import open_clip
+
+    described, held = folder / f"{CLIP_TINY}.json", folder / "model.safetensors"
+    for file in (described, held):
+        if not file.is_file():
+            raise ValueError(f"{folder} holds no {file.name}, which `alignlab pretrain clip` writes")
+    try:
+        config = json.loads(described.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{described} cannot be read: {weights.one_line(error)}") from error
+    known = CLIP_TINY in open_clip.list_models()
+    if not known or open_clip.get_model_config(CLIP_TINY) != config:
+        open_clip.add_model_config(described)
+    if open_clip.get_model_config(CLIP_TINY) != config:  # it passes over what is none
+        raise ValueError(f"{described} is no model configuration of open_clip")
+    return held
 
 
 def _tag(name: str, variant: Variant, architecture: str, pretrained: str) -> str | None:

@@ -92,7 +92,7 @@ def open_pool(source: str, config: PoolConfig) -> np.ndarray:
     if source == "scenes":
         key, data = "scenes-v1", None
     else:
-        data = load_dataset(source)
+        data = load_dataset(source, captions=False)
         key = f"{data.name}-{data.fingerprint}"
     digest = hashlib.sha256(f"{key}{config}".encode()).hexdigest()[:16]
     path = home() / "pretrain" / f"pool-{digest}.npy"

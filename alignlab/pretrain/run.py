@@ -29,6 +29,7 @@ RECIPES = {
     "dvae": Recipe(steps=1600, batch=32, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
     "beit": Recipe(steps=1500, batch=64, lr=1e-3),
     "vqgan": Recipe(steps=3600, batch=24, lr=8e-4, weight_decay=0.0, betas=(0.9, 0.99)),
+    "clip": Recipe(steps=400, batch=128, lr=2e-3, warmup=40, weight_decay=0.1, betas=(0.9, 0.98)),
     "pca": Recipe(steps=375, batch=64),  # 24,000 pictures are read once; nothing descends
 }
 
@@ -129,6 +130,10 @@ def pretrain(run: Run) -> dict[str, Any]:
 
     The components of "pca" come of one pass over the recipe's batches, which has nothing to resume.
     """
+    if run.kind == "clip":
+        from alignlab.pretrain import clip
+
+        return clip.pretrain(run)
     pools = [open_pool(source, run.pool) for source in run.data]
     if run.kind == "pca":
         return _fit_components(run, pools)

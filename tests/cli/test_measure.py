@@ -345,6 +345,6 @@ def test_render_writes_a_data_set(tmp_path, capsys):
 
 
 def test_pretrain_names_what_is_wrong(tmp_path, capsys):
-    bad(["pretrain", "gan"], capsys, 2, "kind must be one of mae, dvae, beit, vqgan, pca, got 'gan'")
+    bad(["pretrain", "gan"], capsys, 2, "kind must be one of mae, dvae, beit, vqgan, clip, pca, got 'gan'")
     bad(["pretrain", "mae", "--steps", "0"], capsys, 2, "--steps must be 1 or more, got 0")
     bad(["pretrain", "mae", "--data", str(tmp_path / "no"), "--out", str(tmp_path)], capsys, 2, "no")

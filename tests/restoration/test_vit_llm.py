@@ -141,7 +141,7 @@ def test_a_later_token_is_seen_by_an_earlier_one_when_bidirectional_alone(llm, t
         if way[0]:
             assert (difference > 1e-4).all()  # by the first, past every window, too
         else:
-            assert (difference[:-1] == 0).all()
+            assert (difference[:-1] < 1e-6).all()  # a mixture of experts sums in another order
             assert difference[-1] > 1e-4
 
 
