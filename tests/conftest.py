@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,25 @@ def alignlab_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNLAB_HOME", str(home))
         yield home
+
+
+@pytest.fixture(scope="session")
+def blurs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a folder of that name with smooth random pictures, 00.png and so on, each with a caption's file."""
+    import numpy as np
+    from PIL import Image
+
+    def make(name: str, count: int, size: tuple[int, int] = (40, 40), caption: str = "a blur\n") -> Path:
+        folder = tmp_path_factory.mktemp("blurs") / name
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        for i in range(count):
+            small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
+            (folder / f"{i:02}.txt").write_text(caption.format(i))
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -253,3 +253,10 @@ def test_the_judge_is_that_of_its_card():
     (figures,) = card["held_out"].values()
     assert f"{figures['image to text R@1 (%)']:.1f}% ({figures['chance of R@1 (%)']:.1f}%)" in row
     assert figures["image to text R@1 (%)"] >= 20 * figures["chance of R@1 (%)"]
+
+
+def test_the_tokenizers_agreement_is_that_of_the_result_file():
+    sets = json.loads((ROOT / "benchmarks" / "results" / "tokenizer.json").read_text())["sets"].values()
+    same, all_ = (sum(one[key] for one in sets) for key in ("identical", "captions"))
+    assert len(sets) == 6
+    assert f"agrees with the Stanford jar on {same:,} of {all_:,} captions" in " ".join(README.split())

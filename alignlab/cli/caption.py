@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from alignlab.cli.common import check_dtype, check_positive, check_recipe, check_whole
+
 if TYPE_CHECKING:
     from alignlab.captioning.evaluation import Subjects
     from alignlab.captioning.experiment import TestSet
@@ -68,9 +70,9 @@ def train(
     from alignlab.training import processes
 
     numbers = {"steps": steps, "epochs": epochs, "batch-size": batch_size, "lr": lr, "subset": subset}
-    _check_positive({**numbers, "accumulate": accumulate})
-    _check_whole({"seed": seed, "n": n, "warmup": warmup})
-    _check_dtype(dtype)
+    check_positive({**numbers, "accumulate": accumulate})
+    check_whole({"seed": seed, "n": n, "warmup": warmup})
+    check_dtype(dtype)
     where = pick_device(device)
     among = processes(where)
     if among.count > 1 and out is None:  # a folder named after the time would be another one in each process
@@ -117,8 +119,8 @@ def generate(
     from alignlab.cli.common import output_folder, pick_device
     from alignlab.data import read_image, resize, to_tensor
 
-    _check_positive({"beams": beams, "longest": longest, "batch-size": batch_size, "n": n})
-    _check_dtype(dtype)
+    check_positive({"beams": beams, "longest": longest, "batch-size": batch_size, "n": n})
+    check_dtype(dtype)
     if bool(image) == bool(data):
         raise ValueError("give pictures, or --data with a set of them, and not both")
     if not data and (n is not None or out is not None):
@@ -178,8 +180,8 @@ def evaluate(
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
     from alignlab.provenance import environment, shown
 
-    _check_positive({"n": n, "beams": beams, "longest": longest, "batch-size": batch_size})
-    _check_dtype(dtype)
+    check_positive({"n": n, "beams": beams, "longest": longest, "batch-size": batch_size})
+    check_dtype(dtype)
     where = pick_device(device)
     controls = _controls(checkpoint, control)  # what is wrong shows before anything is loaded
     files = {folder: fit.read(folder)[1]["about"]["data"] for folder in [*checkpoint, *control]}
@@ -355,10 +357,7 @@ def _with_recipe(
     from alignlab.captioning.fit import RECIPE
     from alignlab.paper import PROBE_RECIPE
 
-    if name not in ("embedded", "paper"):
-        raise ValueError(f"--recipe must be embedded or paper, got {name!r}")
-    if steps is not None and epochs is not None:
-        raise ValueError("--steps and --epochs both say how long to train; give one")
+    check_recipe(name, steps, epochs)
     plan: Recipe = replace(RECIPE, seed=seed, lr=lr or RECIPE.lr)
     if name == "paper":
         plan = replace(plan, batch=PROBE_RECIPE["batch"], lr=lr or PROBE_RECIPE["lr"])
@@ -381,22 +380,3 @@ def _steps(experiment: Any, epochs: float, batch: int) -> int:
     data = load_dataset(experiment.data)
     items = learnt_items(data, holds_out(data, experiment), experiment.subset)
     return max(math.ceil(epochs * len(items) / batch), 1)
-
-
-def _check_positive(numbers: dict[str, float | None]) -> None:
-    import math
-
-    for name, value in numbers.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} must be more than 0, got {value}")
-
-
-def _check_whole(numbers: dict[str, int | None]) -> None:
-    for name, value in numbers.items():
-        if value is not None and value < 0:
-            raise ValueError(f"--{name} must be 0 or more, got {value}")
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in ("bfloat16", "float32"):
-        raise ValueError(f"--dtype must be bfloat16 or float32, got {dtype!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -42,6 +43,33 @@ def pick_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch {torch.__version__} finds no CUDA GPU here; use --device cpu")
     return device
+
+
+def check_positive(numbers: dict[str, float | None]) -> None:
+    """ValueError unless the numbers of these options, where given, are above 0."""
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be more than 0, got {value}")
+
+
+def check_whole(numbers: dict[str, int | None]) -> None:
+    """ValueError where one of these options is below 0."""
+    for name, value in numbers.items():
+        if value is not None and value < 0:
+            raise ValueError(f"--{name} must be 0 or more, got {value}")
+
+
+def check_dtype(dtype: str) -> None:
+    if dtype not in ("bfloat16", "float32"):
+        raise ValueError(f"--dtype must be bfloat16 or float32, got {dtype!r}")
+
+
+def check_recipe(name: str, steps: int | None, epochs: float | None) -> None:
+    """ValueError for a recipe that there is not, and for a training's length told twice."""
+    if name not in ("embedded", "paper"):
+        raise ValueError(f"--recipe must be embedded or paper, got {name!r}")
+    if steps is not None and epochs is not None:
+        raise ValueError("--steps and --epochs both say how long to train; give one")
 
 
 def laboratory(encoders: list[str], llm: str | None, data: str) -> str:

@@ -30,15 +30,14 @@ def pretrain(
     """
     from dataclasses import replace
 
-    from alignlab.cli.common import output_folder, pick_device
+    from alignlab.cli.common import check_dtype, output_folder, pick_device
     from alignlab.pretrain.card import write_card
     from alignlab.pretrain.run import RECIPES, Run
     from alignlab.pretrain.run import pretrain as train
 
     if kind not in RECIPES:
         raise ValueError(f"kind must be one of {', '.join(RECIPES)}, got {kind!r}")
-    if dtype not in ("bfloat16", "float32"):
-        raise ValueError(f"--dtype must be bfloat16 or float32, got {dtype!r}")
+    check_dtype(dtype)
     for name, value in (("--steps", steps), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from alignlab.cli.common import check_dtype, check_positive, check_recipe, check_whole
+
 if TYPE_CHECKING:
     from alignlab.data.degradations import Task
     from alignlab.restoration.design import Design
@@ -55,7 +57,6 @@ def decoder(
 
     Example: alignlab restore decoder --encoder mae-tiny --data scenes --data my-photos/ --out runs/decoder
     """
-    import math
 
     from alignlab.cli.common import check_writable, laboratory, output_folder, pick_device, write_json
     from alignlab.models.registry import load_encoder
@@ -63,8 +64,7 @@ def decoder(
     from alignlab.restoration.decoder import LOSSES, Run, tune
     from alignlab.restoration.decoder_card import open_tests, write_card
 
-    if dtype not in ("bfloat16", "float32"):
-        raise ValueError(f"--dtype must be bfloat16 or float32, got {dtype!r}")
+    check_dtype(dtype)
     if loss not in LOSSES:
         raise ValueError(f"--loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     numbers = {
@@ -75,11 +75,8 @@ def decoder(
         "crops": crops,
         "lr": lr,
     }
-    for name, value in numbers.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} must be more than 0, got {value}")
-    if workers < 0 or seed < 0:
-        raise ValueError(f"--workers and --seed must be 0 or more, got {workers} and {seed}")
+    check_positive(numbers)
+    check_whole({"workers": workers, "seed": seed})
     where = pick_device(device)
     plan = _recipe(recipe, tuple(data), bool(test), steps, epochs, batch_size, lr, seed, dtype)
     model = load_encoder(encoder, device=where)
@@ -173,9 +170,9 @@ def train(
     from alignlab.training import processes
 
     numbers = {"steps": steps, "epochs": epochs, "batch-size": batch_size, "crops": crops, "lr": lr}
-    _check_positive({**numbers, "accumulate": accumulate, "task-tokens": task_tokens})
-    _check_whole({"workers": workers, "seed": seed, "n": n, "warmup": warmup, "lora": lora})
-    _check_dtype(dtype)
+    check_positive({**numbers, "accumulate": accumulate, "task-tokens": task_tokens})
+    check_whole({"workers": workers, "seed": seed, "n": n, "warmup": warmup, "lora": lora})
+    check_dtype(dtype)
     where = pick_device(device)
     among = processes(where)
     if among.count > 1 and out is None:  # a folder named after the time would be another one in each process
@@ -250,7 +247,7 @@ def evaluate(
     from alignlab.restoration.experiment import TEST_SEED, evaluate_on, open_test
     from alignlab.restoration.pictures import save_grid
 
-    _check_positive({"n": n, "batch-size": batch_size})
+    check_positive({"n": n, "batch-size": batch_size})
     _check_mode_and_dtype(mode, dtype)
     where = pick_device(device)
     for name in checkpoint:  # what is wrong shows before anything is loaded or measured
@@ -336,7 +333,7 @@ def apply(
     from alignlab.provenance import environment
     from alignlab.restoration.design import find, load, read
 
-    _check_positive({"batch-size": batch_size})
+    check_positive({"batch-size": batch_size})
     _check_mode_and_dtype(mode, dtype)
     import torch
 
@@ -392,12 +389,7 @@ def _mode_of(how: str, mode: str) -> dict[str, str]:
 def _check_mode_and_dtype(mode: str, dtype: str) -> None:
     if mode not in ("forced", "free"):
         raise ValueError(f"--mode must be forced or free, got {mode!r}")
-    _check_dtype(dtype)
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in ("bfloat16", "float32"):
-        raise ValueError(f"--dtype must be bfloat16 or float32, got {dtype!r}")
+    check_dtype(dtype)
 
 
 def _parameters(tasks: list[str], strength: list[str]) -> dict[str, Task | None]:
@@ -478,20 +470,6 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str) -> None:
             )
 
 
-def _check_positive(numbers: dict[str, float | None]) -> None:
-    import math
-
-    for name, value in numbers.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} must be more than 0, got {value}")
-
-
-def _check_whole(numbers: dict[str, int | None]) -> None:
-    for name, value in numbers.items():
-        if value is not None and value < 0:
-            raise ValueError(f"--{name} must be 0 or more, got {value}")
-
-
 def _restore_recipe(
     name: str,
     data: tuple[str, ...],
@@ -509,10 +487,7 @@ def _restore_recipe(
     from alignlab.paper import LM4LV_RECIPE
     from alignlab.restoration.fit import RECIPE
 
-    if name not in ("embedded", "paper"):
-        raise ValueError(f"--recipe must be embedded or paper, got {name!r}")
-    if steps is not None and epochs is not None:
-        raise ValueError("--steps and --epochs both say how long to train; give one")
+    check_recipe(name, steps, epochs)
     plan = RECIPE
     if name == "paper":
         published = {key: LM4LV_RECIPE[key] for key in ("batch", "lr", "warmup")}
@@ -561,10 +536,7 @@ def _recipe(
     from alignlab.paper import DECODER_RECIPE
     from alignlab.restoration.decoder import RECIPE, paper_recipe
 
-    if name not in ("embedded", "paper"):
-        raise ValueError(f"--recipe must be embedded or paper, got {name!r}")
-    if steps is not None and epochs is not None:
-        raise ValueError("give --steps or --epochs, not both")
+    check_recipe(name, steps, epochs)
     items = _count(data, all_items) if epochs is not None or (name == "paper" and steps is None) else 0
     if name == "paper":
         recipe = paper_recipe(items, batch or DECODER_RECIPE["batch"], epochs or DECODER_RECIPE["epochs"])

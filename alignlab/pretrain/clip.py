@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 128,
-    # A ResNet, as open_clip's RN50: a step takes a fraction of a ViT's time at this size.
+    # A small ResNet, built as open_clip's RN50.
     "vision_cfg": {"image_size": 64, "layers": [1, 2, 2, 1], "width": 20},
     "text_cfg": {"context_length": 48, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }

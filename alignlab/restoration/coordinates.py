@@ -141,15 +141,24 @@ class Whitened(_Seen):
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint has to hold: `mean` `[D]`, `components` `[D, D]`, `scale` `[D]`, float32 on the CPU."""
-        return {"mean": self.mean, "components": self.components, "scale": self.scale}
+        return {"mean": self.mean.cpu(), "components": self.components.cpu(), "scale": self.scale.cpu()}
+
+    def _follow(self, tokens: Tensor) -> None:
+        """Go to where the tokens are, once."""
+        if self.mean.device != tokens.device:
+            self.mean, self.components, self.scale = (
+                x.to(tokens.device) for x in (self.mean, self.components, self.scale)
+            )
 
     def forth(self, h: Tensor) -> Tensor:
         """The encoder's tokens `[..., D]` -> whitened ones."""
-        return ((h - self.mean.to(h)) @ self.components.to(h)) * self.scale.to(h)
+        self._follow(h)
+        return ((h - self.mean) @ self.components) * self.scale
 
     def back(self, z: Tensor) -> Tensor:
         """Whitened tokens `[..., D]` -> the encoder's."""
-        return (z / self.scale.to(z)) @ self.components.T.to(z) + self.mean.to(z)
+        self._follow(z)
+        return (z / self.scale) @ self.components.T + self.mean
 
     def encode(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` in 0..1 -> `[B, T, D]` float32."""
@@ -172,7 +181,7 @@ class Whitened(_Seen):
         if adapter_in.in_features != self.width or adapter_out.out_features != self.width:
             given = f"{adapter_in.in_features} and {adapter_out.out_features}"
             raise ValueError(f"the adapters must read and write {self.width} numbers, as {self.name} has, got {given}")
-        mean, components, scale = (x.double() for x in (self.mean, self.components, self.scale))
+        mean, components, scale = (x.double() for x in self.state().values())
         weight, bias = _affine(adapter_in)
         w_in = (weight * scale) @ components.T  # [L, D]
         w_out, b_out = _affine(adapter_out)  # [D, L], [D]

@@ -29,7 +29,7 @@ COMMAND = "restore train"
 HOWS = ("lm4lv", "vit-llm", "linear", "mlp", "transformer")
 FEATURES = ("whitened", "raw")
 SHIPPED: tuple[str, ...] = ()  # adapters that come with alignlab
-# Half of the way to equal variances: about how much a direction of mae-tiny's tokens matters for the decoded picture.
+# Half of the way to equal variances: with all of the way, directions that are mostly noise weigh as much as any.
 POWER, FLOOR = 0.25, 0.002
 SAMPLE = 256  # pictures whose tokens say how the adapters begin
 COORDINATES = "coordinates."  # what the whitening's tensors are called in the file

@@ -144,8 +144,7 @@ def fit(
     if among.count > 1:  # each began by itself, which might differ in the last bit
         model.load_state_dict(among.share({name: x.detach().cpu() for name, x in model.state_dict().items()}))
     draw = batches or run.batches(model.encoder.image_size)
-    named = [named_data(source) for source in run.data] if batches is None else []
-    about = {"data": named, "whole": run.all_items, "recipe": asdict(run.recipe)}
+    about = {"data": identity["data"] if batches is None else [], "whole": run.all_items, "recipe": asdict(run.recipe)}
     paint = None if samples is None else _samples(model, run, samples)
 
     def show(writer: Any, done: int) -> None:

@@ -7,9 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from alignlab.captioning import fit
@@ -37,15 +35,8 @@ def no_java(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("a") / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(11):
-        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((36, 48), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
-        (folder / f"{i:02}.txt").write_text(f"a blur\nblur number {i}\n")
-    return str(folder)
+def photos(blurs):
+    return str(blurs("photos", 11, (36, 48), "a blur\nblur number {}\n"))
 
 
 @pytest.fixture

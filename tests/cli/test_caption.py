@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -25,15 +24,8 @@ def no_java(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("caption") / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(15):
-        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
-        (folder / f"{i:02}.txt").write_text(f"a blur of number {i}\nit is a blur\n")
-    return folder
+def photos(blurs):
+    return blurs("photos", 15, caption="a blur of number {}\nit is a blur\n")
 
 
 @pytest.fixture(scope="module")

@@ -97,11 +97,11 @@ def test_the_decoder_from_the_command_line(tmp_path, capsys, small_mae, pictures
         (["--lr", "nan"], "--lr must be more than 0"),
         (["--recipe", "mine"], "--recipe must be embedded or paper"),
         (["--recipe", "paper"], "scenes is rendered without an end"),
-        (["--steps", "2", "--epochs", "1"], "give --steps or --epochs, not both"),
+        (["--steps", "2", "--epochs", "1"], "--steps and --epochs both say how long to train"),
         (["--test", "nowhere", "--steps", "1"], "no data set 'nowhere'"),
         (["--steps", "0"], "--steps must be more than 0"),
         (["--dtype", "float16"], "--dtype must be bfloat16 or float32"),
-        (["--workers", "-1"], "--workers and --seed must be 0 or more"),
+        (["--workers", "-1"], "--workers must be 0 or more"),
     ],
 )
 def test_bad_arguments_of_the_decoder_exit_2(tmp_path, capsys, arguments, said):

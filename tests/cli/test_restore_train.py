@@ -16,15 +16,8 @@ from alignlab.restoration import fit
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("restore") / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(15):
-        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
-        (folder / f"{i:02}.txt").write_text("a blur\n")
-    return folder
+def photos(blurs):
+    return blurs("photos", 15)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from alignlab.restoration import design
@@ -22,15 +20,8 @@ SHORT = replace(RECIPE, steps=2, batch=2, warmup=1)
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("a") / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(11):
-        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((36, 48), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
-        (folder / f"{i:02}.txt").write_text("a blur\n")
-    return str(folder)
+def photos(blurs):
+    return str(blurs("photos", 11, (36, 48)))
 
 
 @pytest.fixture

@@ -7,9 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from alignlab import paper, training
 from alignlab.models.catalogue import BY_NAME
@@ -21,15 +19,8 @@ from alignlab.trained import ADAPTERS
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures") / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(20):
-        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
-        (folder / f"{i:02}.txt").write_text("a blur\n")
-    return folder
+def pictures(blurs):
+    return blurs("pictures", 20)
 
 
 @pytest.fixture(scope="module")
