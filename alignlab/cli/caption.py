@@ -67,6 +67,7 @@ def train(
     from alignlab.captioning.experiment import run as perform
     from alignlab.captioning.fit import Design
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
+    from alignlab.data import load_dataset
     from alignlab.training import processes
 
     numbers = {"steps": steps, "epochs": epochs, "batch-size": batch_size, "lr": lr, "subset": subset}
@@ -77,6 +78,8 @@ def train(
     among = processes(where)
     if among.count > 1 and out is None:  # a folder named after the time would be another one in each process
         raise ValueError("--out is needed under accelerate launch, whose processes share the folder")
+    for source in (data, *test):  # what is wrong shows before a folder is made
+        load_dataset(source)
     lab = _laboratory(encoder, llm, data)
     experiment = Experiment(
         design=Design(encoder=encoder, llm=llm, prefix=prefix, seed=seed), data=data, test=tuple(test), n=n

@@ -164,6 +164,7 @@ def train(
     Example: alignlab restore train --task denoise --encoder mae --llm smollm2 --out runs/denoise
     """
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
+    from alignlab.data import load_dataset
     from alignlab.restoration.design import Design
     from alignlab.restoration.experiment import Experiment
     from alignlab.restoration.experiment import run as perform
@@ -174,6 +175,8 @@ def train(
     check_whole({"workers": workers, "seed": seed, "n": n, "warmup": warmup, "lora": lora})
     check_dtype(dtype)
     where = pick_device(device)
+    for source in data:  # what is wrong shows before a folder is made
+        load_dataset(source, captions=False)
     among = processes(where)
     if among.count > 1 and out is None:  # a folder named after the time would be another one in each process
         raise ValueError("--out is needed under accelerate launch, whose processes share the folder")

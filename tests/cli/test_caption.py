@@ -375,3 +375,10 @@ def test_a_control_that_was_trained_otherwise_is_refused(trained, command, small
     evaluate = ["caption", "eval", "--checkpoint", str(trained), "--data", str(photos), "--judge", "none"]
     assert run([*evaluate, "--control", str(tmp_path / "other"), "--out", str(tmp_path / "out")]) == 2
     assert "is no fair control: its recipe's steps is 2, not 4; train both alike" in capsys.readouterr().err
+
+
+def test_data_that_are_not_there_leave_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["caption", "train", "--data", "nowhere"]) == 2
+    assert "no data set 'nowhere'" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -336,3 +336,10 @@ def test_bad_options_of_apply_exit_2(trained, photos, tmp_path, capsys, argument
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert said in error[0]
+
+
+def test_data_that_are_not_there_leave_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["restore", "train", "--data", "nowhere"]) == 2
+    assert "no data set 'nowhere'" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
