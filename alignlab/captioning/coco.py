@@ -29,7 +29,7 @@ _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.ja
 
 
 @dataclass(frozen=True)
-class _Counts:
+class Counts:
     """What BLEU adds up over captions: matched and possible n-grams `[N, 4]`, lengths of caption and reference `[N]`."""
 
     matched: Floats
@@ -54,13 +54,13 @@ class CocoScores(dict[str, float]):
     """
 
     def __init__(
-        self, scores: dict[str, float], items: dict[str, Floats], left_out: dict[str, str], counts: _Counts
+        self, scores: dict[str, float], items: dict[str, Floats], left_out: dict[str, str], counts: Counts
     ) -> None:
         super().__init__({name: scores[name] for name in NAMES if name in scores})
         self.items_of = items
         self.left_out = left_out
         self.tokenizer = NAME
-        self._counts = counts
+        self.counts = counts
 
     def interval(self, name: str, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """A 95% bootstrap interval (percentile) of the set's score, over captions.
@@ -74,10 +74,10 @@ class CocoScores(dict[str, float]):
             raise ValueError(f"there is no {name} here: {reason}")
         if resamples < 1:
             raise ValueError(f"resamples must be 1 or more, got {resamples}")
-        generator, n = np.random.default_rng(seed), len(self._counts.length)
+        generator, n = np.random.default_rng(seed), len(self.counts.length)
         rows = (generator.integers(n, size=n) for _ in range(resamples))
         if name in BLEU:
-            drawn = np.array([self._counts.bleu(row)[BLEU.index(name)] for row in rows])
+            drawn = np.array([self.counts.bleu(row)[BLEU.index(name)] for row in rows])
         else:
             items = self.items_of[name]
             drawn = np.array([items[row].mean() for row in rows]) + self[name] - items.mean()
@@ -138,7 +138,7 @@ def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> No
                 raise ValueError(f"references {i} must be strings that are not empty, got {reference!r:.60}")
 
 
-def _bleu(theirs: Texts, ours: Texts) -> tuple[_Counts, list[Floats]]:
+def _bleu(theirs: Texts, ours: Texts) -> tuple[Counts, list[Floats]]:
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
     scorer = BleuScorer(n=4)
@@ -148,7 +148,7 @@ def _bleu(theirs: Texts, ours: Texts) -> tuple[_Counts, list[Floats]]:
     closest = [min((abs(length - x["testlen"]), length) for length in x["reflen"])[1] for x in scorer.ctest]
     columns = [[x["correct"] for x in scorer.ctest], [x["guess"] for x in scorer.ctest]]
     matched, possible = (np.array(column, dtype=np.float64) for column in columns)  # [N, 4]
-    counts = _Counts(matched, possible, np.array([x["testlen"] for x in scorer.ctest], float), np.array(closest, float))
+    counts = Counts(matched, possible, np.array([x["testlen"] for x in scorer.ctest], float), np.array(closest, float))
     return counts, [np.array(column) for column in sentences]
 
 

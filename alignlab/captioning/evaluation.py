@@ -162,7 +162,7 @@ def _score(captions: Sequence[str], them: Subjects, seed: int, resamples: int) -
     rows = np.random.default_rng(seed).integers(len(them), size=(resamples, len(them)))
     drawn = {name: each[name][rows].mean(1) + scores[name] - each[name].mean() for name in scores if name not in BLEU}
     # BLEU adds up counts over a set: it is no mean of its sentences'.
-    bleu = np.stack([coco._counts.bleu(row) for row in rows])  # [resamples, 4]
+    bleu = np.stack([coco.counts.bleu(row) for row in rows])  # [resamples, 4]
     drawn |= dict(zip(BLEU, bleu.T, strict=True))
     return Column({name: scores[name] for name in order if name in scores}, each, drawn, truncated), coco
 

@@ -466,6 +466,11 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str) -> None:
         )
     console().print(table)
     for one in evaluations:
+        if one["told"]:
+            typer.echo(
+                f"{one['task']} on {one['data']['name']}: {pair_of(one['told'])} where {how} reads the true answer so far in "
+                "place of its own"
+            )
         if one["unwritten"]:
             typer.echo(
                 f"note: {one['unwritten']} of {one['n']} answers ({one['task']} on {one['data']['name']}) never opened an "

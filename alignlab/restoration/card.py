@@ -58,6 +58,11 @@ def _text(result: dict[str, Any], folder: Path) -> str:
         cells += [gain_of(one), f"{one['misaligned']}"]
         lines.append(f"| {' | '.join(cells)} |")
     for one in result["evaluations"]:
+        if one.get("told"):
+            lines += [
+                "",
+                f"{one['task']} on {one['data']['name']}: {pair_of(one['told'])} where it reads the true answer so far.",
+            ]
         lines += ["", f"![{one['task']} on {one['data']['name']}]({one['picture']})"]
     lines += ["", "![loss](loss.png)", ""]
     return "\n".join(lines)

@@ -35,7 +35,9 @@ class Evaluation:
     `degraded`: what the model was given (of rotate, flip and repeat, what it should answer: the paper's "inf"). `alone`:
     the encoder and its decoder without anything between, MAE-r in the paper, of what was given (of rotate, flip and
     repeat, of the answer: the best that can be had). `restored`: the model. `gain`: restored minus alone, `lift`: restored
-    minus degraded; either is None where one of the two is infinite for every image. `misaligned` counts outputs whose
+    minus degraded; either is None where one of the two is infinite for every image. `told`: the model where it reads the
+    true answer so far in place of its own (teacher forcing), None where it reads none; what is lost from there to
+    `restored` is lost by reading itself. `misaligned` counts outputs whose
     patches moved along the raster (App. C.1), `unwritten` answers without an image. `each` is PSNR and SSIM of every
     restored image, `[n]`.
     """
@@ -47,6 +49,7 @@ class Evaluation:
     restored: Figures
     gain: Figures | None
     lift: Figures | None
+    told: Figures | None
     misaligned: int
     unwritten: int
     each: dict[str, Tensor] = field(repr=False)
@@ -136,7 +139,7 @@ def evaluate(
     it) is compared at that size, with the others resized.
     """
     encoder = model.encoder
-    columns: dict[str, list[tuple[Tensor, Tensor]]] = {"degraded": [], "alone": [], "restored": []}
+    columns: dict[str, list[tuple[Tensor, Tensor]]] = {}
     wrong, missing, rows = 0, 0, dict[str, list[Tensor]]()
     was_training = model.training
     model.eval()
@@ -145,16 +148,18 @@ def evaluate(
         for at in range(0, n, batch_size):
             clean = pictures(at, min(at + batch_size, n))
             low, high = pair(clean, task, seed=seed, first=at, parameters=parameters)
-            tokens = encoder.encode(low)
+            tokens, answers = encoder.encode(low), encoder.encode(high)
             written = model.write(tokens, task, **options)
             missing += unwritten(written)
             made = encoder.decode(written).cpu().clamp(0, 1)
             spatial = TASKS[task].spatial
-            alone = encoder.decode(encoder.encode(high) if spatial else tokens).cpu()
+            alone = encoder.decode(answers if spatial else tokens).cpu()
             low, high = (x if x.shape == made.shape else resize(x, made.shape[-1]) for x in (low, high))
             given = high if spatial else low
-            for name, images in (("degraded", given), ("alone", alone), ("restored", made)):
-                columns[name].append(_figures(images, high))
+            told = model.told(tokens, answers, task)
+            painted = {} if told is None else {"told": encoder.decode(told).cpu().clamp(0, 1)}
+            for name, images in {"degraded": given, "alone": alone, "restored": made, **painted}.items():
+                columns.setdefault(name, []).append(_figures(images, high))
             wrong += int(misaligned(made, high, patch * made.shape[-1] // encoder.image_size).sum())
             if at < shown:
                 these = {"given": low, "encoder + decoder": alone, model.how: made, "truth": high}
@@ -169,7 +174,7 @@ def evaluate(
     return Evaluation(
         task=task,
         n=n,
-        **figures,
+        **{"told": None, **figures},
         gain=difference(whole["restored"], whole["alone"], seed),
         lift=difference(whole["restored"], whole["degraded"], seed),
         misaligned=wrong,

@@ -245,7 +245,10 @@ def evaluate_on(
         "seed": seed,
         "strength": None if parameters is None else asdict(parameters),  # type: ignore[call-overload]
         **options,
-        **{column: _plain(getattr(found, column)) for column in ("degraded", "alone", "restored", "gain", "lift")},
+        **{
+            column: _plain(getattr(found, column))
+            for column in ("degraded", "alone", "restored", "gain", "lift", "told")
+        },
         "misaligned": found.misaligned,
         "unwritten": found.unwritten,
         "each": {name: [_rounded(x) for x in values.tolist()] for name, values in found.each.items()},

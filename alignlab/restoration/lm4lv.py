@@ -112,6 +112,20 @@ class LM4LV(Restorer):
 
     def forward(self, low: Tensor, high: Tensor, task: str) -> Losses:
         """The losses of writing `high` after reading `low`, both tokens of the encoder `[B, T, D]` (teacher forcing)."""
+        predicted, spoken = self._answer(low, high, task)
+        words = self.words
+        truth = torch.tensor([*words.open, *words.ending], device=spoken.device).expand(len(low), -1)  # [B, n]
+        text = F.cross_entropy(self._logits(spoken).flatten(0, 1), truth.flatten())
+        return Losses(F.mse_loss(predicted, high.to(predicted)), text)
+
+    @torch.no_grad()
+    def told(self, low: Tensor, high: Tensor, task: str) -> Tensor:
+        return self._answer(low, high, task)[0]
+
+    def _answer(self, low: Tensor, high: Tensor, task: str) -> tuple[Tensor, Tensor]:
+        """The tokens `[B, T, D]` that are written where those of `high` are read, and the hidden states `[B, n, D_llm]` that
+        predict the assistant's words.
+        """
         prompt = self._prompt(low, task)
         b, words = len(low), self.words
         answer = (self._embed(words.open, b), self._visual(high), self._embed(words.ending, b))
@@ -121,10 +135,7 @@ class LM4LV(Restorer):
         image = opens + len(words.open)
         closes = image + self.visual
         predicted = self.adapter_out(hidden[:, image:closes].to(self.adapter_out.weight))  # [B, T, D]
-        spoken = torch.cat([hidden[:, opens:image], hidden[:, closes : closes + len(words.ending)]], dim=1)
-        truth = torch.tensor([*words.open, *words.ending], device=hidden.device).expand(b, -1)  # [B, n]
-        text = F.cross_entropy(self._logits(spoken).flatten(0, 1), truth.flatten())
-        return Losses(F.mse_loss(predicted, high.to(predicted)), text)
+        return predicted, torch.cat([hidden[:, opens:image], hidden[:, closes : closes + len(words.ending)]], dim=1)
 
     # --- generation ---
 

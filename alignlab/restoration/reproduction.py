@@ -253,6 +253,9 @@ def readings(what: Target, rows: list[dict[str, Any]]) -> list[str]:
             if found["lift"] and not TASKS[row["task"]].spatial:
                 parts.insert(0, f"minus degraded {_difference(found['lift'])}")
             text = f"{at}: restored {', '.join(parts)}; {found['misaligned']} of {found['n']} misaligned"
+            if found.get("told"):
+                psnr = found["told"]["psnr"]["mean"]
+                text += f"; {'inf' if psnr is None else f'{psnr:.2f}'} dB where it reads the true answer so far"
             if {"alone", "restored"} <= row["paper"].keys():
                 ours = row["paper"]["restored"]["PSNR"] - row["paper"]["alone"]["PSNR"]
                 text += f"; the paper, with its models: minus MAE-r {ours:+.2f} dB"

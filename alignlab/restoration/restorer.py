@@ -73,6 +73,12 @@ class Restorer(nn.Module):
         """Tokens `[B, T, D]` of what `low` should have been."""
         raise NotImplementedError
 
+    def told(self, low: Tensor, high: Tensor, task: str) -> Tensor | None:
+        """What is written `[B, T, D]` where the true tokens so far are read in place of its own: teacher forcing. None of a
+        model that reads nothing of its own.
+        """
+        return None
+
     def check(self, tokens: Tensor, task: str) -> None:
         """ValueError unless `tokens` are `[B, T, D]` of this encoder and `task` is one of this model's."""
         if tokens.ndim != 3 or tokens.shape[1:] != (self.visual, self.width):

@@ -43,6 +43,8 @@ def test_columns_are_those_computed_by_hand(mae, small_llm, scenes, task):
     found = evaluate(model, of(images), 5, task, seed=7, batch_size=2)
     low, high = pair(images, task, seed=7)
     made = mae.decode(model.generate(mae.encode(low), task).tokens)
+    told = mae.decode(model.told(mae.encode(low), mae.encode(high), task))
+    assert found.told.psnr.value == pytest.approx(float(psnr(told, high).mean()), abs=1e-3)
     spatial = task in ("rotate", "repeat")
     alone = mae.decode(mae.encode(high if spatial else low))
     assert found.restored.psnr.value == pytest.approx(float(psnr(made, high).mean()), abs=1e-3)
@@ -59,6 +61,10 @@ def test_columns_are_those_computed_by_hand(mae, small_llm, scenes, task):
     assert torch.equal(found.shown["given"], low)
     assert torch.equal(found.shown["truth"], high)
     torch.testing.assert_close(found.shown["lm4lv"], made, atol=1e-4, rtol=0)
+
+
+def test_a_model_that_reads_nothing_of_its_own_has_no_teacher(mae, scenes):
+    assert evaluate(Linear(mae), of(F.interpolate(scenes[:2], (32, 32), mode="area")), 2, "denoise").told is None
 
 
 def test_the_batch_size_changes_nothing(mae, scenes):

@@ -109,6 +109,13 @@ def test_generation_is_teacher_forcing_on_its_own_output(model):
     # Reading what it wrote, the model predicts what it wrote: the error of every token is nought.
     with torch.no_grad():
         assert float(model(low, written, "denoise").visual) < 1e-9
+    torch.testing.assert_close(model.told(low, written, "denoise"), written, atol=1e-4, rtol=1e-4)
+    # What it reads is the answer so far and nothing later.
+    other = written.clone()
+    other[:, 2:] += 1
+    heard = model.told(low, other, "denoise")
+    torch.testing.assert_close(heard[:, :3], written[:, :3], atol=1e-4, rtol=1e-4)
+    assert (heard[:, 3:] - written[:, 3:]).abs().max() > 1e-3
 
 
 def test_a_batch_writes_what_each_would_alone(model):

@@ -104,11 +104,11 @@ def test_runs_that_targets_share_have_one_folder():
         folders[name] = {place.row.name: place.where for place in found}
     assert folders["table3"]["denoise/lm4lv"] == folders["table2"]["denoise"] == folders["fig5"]["lm4lv"]
     assert folders["fig6"]["linear"] == folders["table3"]["denoise/linear"]
-    assert folders["table2"]["denoise"].name == "denoise-lm4lv-mae-smollm2-4000-images"
-    assert folders["table7"]["first-24-of-30-blocks"].name == "derain-lm4lv-mae-smollm2-24-4000-images"
+    assert folders["table2"]["denoise"].name == "denoise-lm4lv-mae+position-smollm2-4000-images"
+    assert folders["table7"]["first-24-of-30-blocks"].name == "derain-lm4lv-mae+position-smollm2-24-4000-images"
     everything = [path for rows in folders.values() for path in rows.values()]
-    assert len(set(everything)) == 33
-    assert len({row.experiment.design for name in TARGETS for row in target(name, EMBEDDED).rows}) == 33
+    assert len(set(everything)) == 38
+    assert len({row.experiment.design for name in TARGETS for row in target(name, EMBEDDED).rows}) == 38
 
 
 def test_unknown_names_and_numbers():
