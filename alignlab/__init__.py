@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from alignlab import restoration as restoration
     from alignlab.alignment import Alignment as Alignment
     from alignlab.alignment import align as align
-    from alignlab.alignment import compare as compare
+    from alignlab.alignment.compare import compare as compare
     from alignlab.data import load_dataset as load_dataset
     from alignlab.features import extract as extract
     from alignlab.models import load_encoder as load_encoder

@@ -2,6 +2,6 @@
 
 from alignlab.alignment.compare import Comparison, compare
 from alignlab.alignment.engine import align
-from alignlab.alignment.result import Alignment, Best, MetricResult
+from alignlab.alignment.result import Alignment, Best, MetricResult, plain_pair
 
-__all__ = ["Alignment", "Best", "Comparison", "MetricResult", "align", "compare"]
+__all__ = ["Alignment", "Best", "Comparison", "MetricResult", "align", "compare", "plain_pair"]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from alignlab.features import Features
+
 SCHEMA = "alignlab.alignment/1"
 ARRAYS = ("matrix", "chance", "null_max", "subset_max", "held_out", "held_out_null")
 
@@ -217,6 +219,36 @@ class Alignment:
             return cls(**about, metrics=metrics, notes=tuple(saved["notes"]))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{path} is no saved alignment: {error}") from error
+
+
+def plain_pair(x: Features, y: Features, result: Alignment, metric: str) -> dict[str, Any]:
+    """What `result` says by one metric of an encoder's features `x` and a language model's `y`, as JSON."""
+    best = result.best(metric)
+    return {
+        "encoder": x.name,
+        "checkpoint": x.checkpoint,
+        "pool": x.pool,
+        "llm": y.name,
+        "llm_checkpoint": y.checkpoint,
+        "llm_pool": y.pool,
+        "metric": metric,
+        "params": result.metrics[metric].params,
+        "score": best.score,
+        "encoder_layer": best.x_layer,
+        "llm_layer": best.y_layer,
+        "last_layer_score": best.last_layer_score,
+        "ci95": list(best.ci95) if best.ci95 else None,
+        "chance": best.chance,
+        "null_mean": best.null_mean,
+        "null_std": best.null_std,
+        "z": best.z,
+        "p": best.p,
+        "calibrated": best.calibrated,
+        "pair_p": best.pair_p,
+        "held_out": best.held_out,
+        "held_out_null": best.held_out_null,
+        "matrix": result.matrix(metric).tolist(),
+    }
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -133,8 +133,8 @@ def run(
     plan, recipe = experiment.design, replace(experiment.recipe, dtype=dtype)
     data = load_dataset(experiment.data)
     described = describe(replace(experiment, recipe=recipe), data)
-    if (finished := _finished(out, plan, described)) is not None:
-        return finished
+    if (before := finished(out, plan, described)) is not None:
+        return before
     hold_out = holds_out(data, experiment)
     items = learnt_items(data, hold_out, experiment.subset, recipe.seed)
     settings = fit.Run(out, recipe, accumulate, device, hold_out)
@@ -249,7 +249,8 @@ def shown_judge(name: str) -> str:
     return shown_model(name)
 
 
-def _finished(out: Path, plan: Design, described: dict[str, Any]) -> dict[str, Any] | None:
+def finished(out: Path, plan: Design, described: dict[str, Any]) -> dict[str, Any] | None:
+    """The result that lies in `out` if it is of the experiment that `describe` has described, whole and with its layer."""
     try:
         result: dict[str, Any] = json.loads((out / RESULT).read_text())
         same = all(result.get(key) == value for key, value in described.items())

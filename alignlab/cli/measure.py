@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from alignlab.alignment import Alignment
     from alignlab.data import ImageTextDataset
     from alignlab.models.registry import Handle
 
@@ -94,7 +93,7 @@ def measure(
     began = time.perf_counter()
     texts, images = _extract(language, encoders, dataset, pool, llm_pool, batch_size)
     extracted = time.perf_counter()
-    from alignlab.alignment import align
+    from alignlab.alignment import align, plain_pair
 
     options: dict[str, Any] = {
         "k": k,
@@ -115,7 +114,7 @@ def measure(
         for name in metrics:
             picture = folder / f"heatmap-{_slug(features.name)}-{_slug(texts.name)}-{name}.png"
             result.heatmap(name).savefig(picture, dpi=130)
-            pairs.append(_pair(features, texts, result, name))
+            pairs.append(plain_pair(features, texts, result, name))
     described = {
         "schema": SCHEMA,
         "laboratory": laboratory(names, llm, data),
@@ -222,35 +221,6 @@ def _extract(
         spec_of(handle, data, pool)  # a wrong --pool shows before anything is computed
     images = [extract(handle, data, pool=pool, batch_size=batch_size) for handle in encoders]
     return extract(language, data, pool=llm_pool, batch_size=batch_size), images
-
-
-def _pair(features: Any, texts: Any, result: Alignment, metric: str) -> dict[str, Any]:
-    best = result.best(metric)
-    return {
-        "encoder": features.name,
-        "checkpoint": features.checkpoint,
-        "pool": features.pool,
-        "llm": texts.name,
-        "llm_checkpoint": texts.checkpoint,
-        "llm_pool": texts.pool,
-        "metric": metric,
-        "params": result.metrics[metric].params,
-        "score": best.score,
-        "encoder_layer": best.x_layer,
-        "llm_layer": best.y_layer,
-        "last_layer_score": best.last_layer_score,
-        "ci95": list(best.ci95) if best.ci95 else None,
-        "chance": best.chance,
-        "null_mean": best.null_mean,
-        "null_std": best.null_std,
-        "z": best.z,
-        "p": best.p,
-        "calibrated": best.calibrated,
-        "pair_p": best.pair_p,
-        "held_out": best.held_out,
-        "held_out_null": best.held_out_null,
-        "matrix": result.matrix(metric).tolist(),
-    }
 
 
 def _slug(name: str) -> str:

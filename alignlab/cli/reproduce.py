@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from alignlab.restoration.estimate import Need
     from alignlab.restoration.reproduction import Place
     from alignlab.restoration.targets import Lab, Target
 
 SCHEMA, PLAN_SCHEMA = "alignlab.reproduce/1", "alignlab.reproduce-plan/1"
+TABLE4 = "table4"  # made of captions and alignments, and so of another kind than the others
 
 
 def reproduce(
-    target: str = typer.Argument(..., help="table2, table3, table7, fig4, fig5, fig6 or fig7."),
+    target: str = typer.Argument(..., help="table2, table3, table4, table7, fig4, fig5, fig6 or fig7."),
     lab: str = typer.Option(
         "embedded", help="embedded: small models that come along, on scenes; paper: the paper's (a GPU, the hub)."
     ),
@@ -35,6 +37,10 @@ def reproduce(
         [], help="Other sets to learn from, as `restore train` takes them; may be repeated."
     ),
     test: list[str] = typer.Option([], help="Other sets to measure on; may be repeated."),
+    encoder: list[str] = typer.Option(
+        [], help="table4: one more row, an encoder as measure takes it (timm:NAME); may be repeated."
+    ),
+    align_on: str | None = typer.Option(None, help="table4: another set to align layers on."),
     runs: Path | None = typer.Option(
         None, help="Folder of the runs, reused by all targets (default runs/reproduce/LAB)."
     ),
@@ -56,6 +62,7 @@ def reproduce(
     """
     from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
     from alignlab.restoration import reproduction, targets
+    from alignlab.restoration.estimate import needs
     from alignlab.training import processes
 
     laboratory = targets.open_lab(lab)
@@ -63,6 +70,21 @@ def reproduce(
         raise ValueError(f"--accumulate must be 1 or more, got {accumulate}")
     if seed < 0:
         raise ValueError(f"--seed must be 0 or more, got {seed}")
+    if target == TABLE4:
+        from alignlab.cli.reproduce_table4 import reproduce_table4
+
+        if longest:
+            raise ValueError(
+                f"--longest: the rows of {TABLE4} are compared with each other, and every run has one budget"
+            )
+        rows = {"images": images, "n": n, "data": data, "test": test, "align_on": align_on, "encoders": encoder}
+        wanted = {**rows, "seed": seed, "only": only}
+        reproduce_table4(lab, wanted, dry_run, no_train, runs, accumulate, device, out, json_file)
+        return
+    if target not in targets.TARGETS:
+        raise ValueError(f"there is no target {target!r}; there are {', '.join([*targets.TARGETS, TABLE4])}")
+    if encoder or align_on:
+        raise ValueError(f"{'--encoder' if encoder else '--align-on'} is for {TABLE4}; {target} has rows of its own")
     what = targets.target(target, laboratory, images=images, n=n, data=tuple(data), test=tuple(test), seed=seed).only(
         only
     )
@@ -77,7 +99,9 @@ def reproduce(
         return
     if not no_train and any(place.standing.state != "done" for place in found):
         reproduction.refuse_others(found)
-        _refuse_what_cannot_run(laboratory, found, device)
+        todo = [place.row.experiment for place in found if place.standing.state != "done"]
+        sources = tuple(dict.fromkeys(source for one in todo for source in (*one.data, *one.test)))
+        refuse_what_cannot_run(lab, needs([one.design for one in todo]), sources, device)
     chosen = pick_device(device)
     first = processes(chosen).rank == 0
     if first:
@@ -111,28 +135,27 @@ def reproduce(
     show(console(), described, folder)
 
 
-def _refuse_what_cannot_run(lab: Lab, found: list[Place], device: str) -> None:
+def refuse_what_cannot_run(
+    lab: str, weights: list[Need], sources: tuple[str, ...], device: str, options: str = "--data and --test name"
+) -> None:
     """Say before hours of work what is missing. Raises RuntimeError, or ValueError for data that cannot be opened."""
     from alignlab.cli.common import pick_device
     from alignlab.data import load_dataset
-    from alignlab.restoration.estimate import missing_data, needs
+    from alignlab.restoration.estimate import missing_data
 
     missing = []
-    if lab.name == "paper" and pick_device(device) == "cpu":
+    if lab == "paper" and pick_device(device) == "cpu":
         missing.append("no CUDA GPU (its language models have billions of parameters)")
-    todo = [place.row.experiment for place in found if place.standing.state != "done"]
-    absent = [need for need in needs([one.design for one in todo]) if not need.fetched_alone]
+    absent = [need for need in weights if not need.fetched_alone]
     if absent:
         names = " ".join(need.name for need in absent)
         gated = [need.name for need in absent if need.known is not None and need.known.gated]
         licence = f"; {', '.join(gated)}: accept the licence on the hub and run hf auth login first" if gated else ""
         missing.append(f"weights that are not here (alignlab models fetch {names}{licence})")
-    sources = tuple(dict.fromkeys(source for one in todo for source in (*one.data, *one.test)))
     missing += [f"data, {one}" for one in missing_data(sources)]
     if missing:
         raise RuntimeError(
-            f"--lab {lab.name} cannot run here: {'; '.join(missing)}. --dry-run prints the plan; --data and --test name "
-            "copies of the data"
+            f"--lab {lab} cannot run here: {'; '.join(missing)}. --dry-run prints the plan; {options} copies of the data"
         )
     for source in sources:
         load_dataset(source)
@@ -174,16 +197,7 @@ def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | N
         "accumulate": parts,
         "rows": rows,
         "hours_left": sum(row["hours_left"] or 0.0 for row in rows),
-        "weights": [
-            {
-                "name": need.name,
-                "here": need.here,
-                "from": need.known.source if need.known else "a folder or the hub",
-                "gated": bool(need.known and need.known.gated),
-                "gb": round(need.size / 1e9, 3),
-            }
-            for need in estimate.needs([one.design for one in experiments])
-        ],
+        "weights": plain_needs(estimate.needs([one.design for one in experiments])),
         "data": list(sources),
         "data_missing": estimate.missing_data(sources),
         "rate_tflops": None if rate is None else rate / 1e12,
@@ -192,12 +206,23 @@ def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | N
     }
 
 
+def plain_needs(needs: list[Need]) -> list[dict[str, Any]]:
+    """Weights as a plan lists them."""
+    return [
+        {
+            "name": need.name,
+            "here": need.here,
+            "from": need.known.source if need.known else "a folder or the hub",
+            "gated": bool(need.known and need.known.gated),
+            "gb": round(need.size / 1e9, 3),
+        }
+        for need in needs
+    ]
+
+
 def show_plan(console: Any, plan: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
-
-    from alignlab import paper
-    from alignlab.restoration.estimate import PEAK_SHARE, TRAIN_SHARE, WRITE_SHARE
 
     table = Table(title=escape(f"{plan['title']}: {plan['laboratory']} laboratory, not run yet"), title_justify="left")
     for heading in ("row", "model", "encoder", "language model"):
@@ -209,12 +234,22 @@ def show_plan(console: Any, plan: dict[str, Any]) -> None:
         reads = design["how"] in ("lm4lv", "vit-llm")
         names = (row["name"], design["how"], design["encoder"], design["llm"] if reads else "-")
         memory = "?" if row["memory_gb"] is None else f"{row['memory_gb']:.1f} GB"
-        table.add_row(*map(escape, names), f"{row['images']:,}", _state(row), memory, _time(row["hours_left"]))
+        table.add_row(*map(escape, names), f"{row['images']:,}", _state(row), memory, time_left(row["hours_left"]))
     console.print(table)
-    console.print(f"time left for all: {_time(plan['hours_left'])}")
+    show_costs(console, plan)
+
+
+def show_costs(console: Any, plan: dict[str, Any]) -> None:
+    """What a plan takes: time and how it is told, weights, data."""
+    from rich.markup import escape
+
+    from alignlab import paper
+    from alignlab.restoration.estimate import PEAK_SHARE, TRAIN_SHARE, WRITE_SHARE
+
+    console.print(f"time left for all: {time_left(plan['hours_left'])}")
     if plan["rate_tflops"] is None:
         gpus = f"{paper.HARDWARE['gpus']} {paper.HARDWARE['gpu']} at {PEAK_SHARE:.0%} of {paper.HARDWARE['peak'] / 1e12:.0f}"
-        text = f"time: on {gpus} TFLOP/s each; the paper says about {paper.HARDWARE['hours']} hours for one training."
+        text = f"time: on {gpus} TFLOP/s each; the paper says about {paper.HARDWARE['hours']} hours for one training of LM4LV."
     else:
         text = (
             f"time: {plan['rate_tflops']:.2f} TFLOP/s of bfloat16 products measured here just now ({plan['rate_of']}), "
@@ -239,7 +274,7 @@ def _state(row: dict[str, Any]) -> str:
     return "trained, to be measured" if done == steps else f"{done:,} of {steps:,} steps"
 
 
-def _time(hours: float | None) -> str:
+def time_left(hours: float | None) -> str:
     if hours is None:
         return "?"
     if hours < 1:

@@ -48,14 +48,16 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class _Size:
+class Size:
+    """Of an encoder, whose tokens are those of an image, or a language model."""
+
     parameters: float
     blocks: int
     width: int
     tokens: int
 
 
-def _size(name: str) -> _Size | None:
+def size_of(name: str) -> Size | None:
     """From the catalogue; None for a model that it does not list."""
     taken = variant.parse(name.removesuffix(POSITION))
     known = BY_NAME.get(taken.base)
@@ -63,13 +65,14 @@ def _size(name: str) -> _Size | None:
         return None
     whole = (known.layers or 2) - 1
     blocks = min(taken.blocks or whole, whole)
-    return _Size(known.parameters * blocks / max(whole, 1), blocks, known.width, known.tokens)
+    share = blocks / whole if whole else 1.0  # one layer is all that a VQGAN shows of itself
+    return Size(known.parameters * share, blocks, known.width, known.tokens)
 
 
 def cost(one: Experiment, accumulate: int = 1) -> Cost | None:
     """Of one run, whatever of it is done already; None where the catalogue does not know its models."""
     plan = one.design
-    encoder, llm = _size(plan.encoder), _size(plan.llm)
+    encoder, llm = size_of(plan.encoder), size_of(plan.llm)
     if encoder is None or (llm is None and plan.how != "linear"):
         return None
     image = 2 * 2 * encoder.tokens * encoder.parameters
@@ -154,10 +157,11 @@ def needs(plans: list[Design]) -> list[Need]:
         known = BY_NAME.get(name)
         if known is not None and known.family == "BEiT" and known.hub:
             names["dall-e"] = None  # its decoder
-    return [_need(name) for name in names]
+    return [need(name) for name in names]
 
 
-def _need(name: str) -> Need:
+def need(name: str) -> Need:
+    """Weights by their name."""
     try:
         known = find_known(name)
     except ValueError:

@@ -174,7 +174,10 @@ def evaluate(
     return Evaluation(
         task=task,
         n=n,
-        **{"told": None, **figures},
+        degraded=figures["degraded"],
+        alone=figures["alone"],
+        restored=figures["restored"],
+        told=figures.get("told"),
         gain=difference(whole["restored"], whole["alone"], seed),
         lift=difference(whole["restored"], whole["degraded"], seed),
         misaligned=wrong,
