@@ -96,6 +96,13 @@ OTHER_LLMS = {
 }
 MAE_BASE = "facebook/vit-mae-base"
 
+# Table 6: A = W_out W_in of the adapters (n = 1024) against a matrix of standard Gaussian numbers and the identity. L is the
+# mean squared entry of A - alpha I at the best alpha, D the mean of |A_ii / A_ij| over i != j.
+TABLE6 = {
+    "L": {"Random": 1.00, "Ours": 5.26e-4, "Identity": 0.0},
+    "D": {"Random": 12.52, "Ours": 1.53e4, "Identity": float("inf")},
+}
+
 # Figures 4 to 7 are pictures without numbers; what the paper says of them, in its words but for their order.
 SAYS = {
     "fig4": "MAE, BEiT and VQGAN all succeed in image repetition; BEiT and VQGAN totally fail for image rotation, MAE "
@@ -126,6 +133,64 @@ COMPUTE: dict[str, Any] = {
     "llm_flop": 5.74e12,
     "mae_flop": 25.56e9,
     "flop": 5.77e12,
+}
+
+# The sizes of its models, as transformers' configurations of the hub have them: what is not here is transformers' default of
+# that type. They make a model without its weights.
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    **{
+        name: {
+            "model_type": "vit_mae",
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+        }
+        for name in (MODELS["mae"], MODELS["mae decoder"])
+    },
+    MAE_BASE: {"model_type": "vit_mae"},
+    # BEiT's are named as in its authors' code.
+    MODELS["beit"]: {
+        "model_type": "beit",
+        "width": 1024,
+        "depth": 24,
+        "heads": 16,
+        "hidden": 4096,
+        "patch": 16,
+        "grid": 14,
+        "codes": 8192,
+        "absolute": False,
+    },
+    MODELS["llm"]: {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+    },
+    OTHER_LLMS["Gemma-2B-it"]: {
+        "model_type": "gemma",
+        "hidden_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "intermediate_size": 16384,
+        "vocab_size": 256000,
+    },
+    OTHER_LLMS["Phi-3-mini"]: {
+        "model_type": "phi3",
+        "hidden_size": 3072,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "intermediate_size": 8192,
+        "vocab_size": 32064,
+        "pad_token_id": 32000,
+    },
+    OTHER_LLMS["GPT-J"]: {"model_type": "gptj"},
 }
 
 # Section 4.1: training LM4LV on LLaVA-595K, two epochs, on four A100s; clip and schedule from the authors' code.

@@ -12,7 +12,18 @@ import warnings
 
 import typer
 
-from alignlab.cli import caption, data, doctor, measure, models, pretrain, reconstruct, reproduce, restore
+from alignlab.cli import (
+    analyse,
+    caption,
+    data,
+    doctor,
+    measure,
+    models,
+    pretrain,
+    reconstruct,
+    reproduce,
+    restore,
+)
 
 app = typer.Typer(
     name="alignlab",
@@ -25,6 +36,7 @@ app.command("measure")(measure.measure)
 app.add_typer(caption.app, name="caption")
 app.command("reconstruct")(reconstruct.reconstruct)
 app.add_typer(restore.app, name="restore")
+app.add_typer(analyse.app, name="analyse")
 app.command("reproduce")(reproduce.reproduce)
 app.command("pretrain")(pretrain.pretrain)
 app.add_typer(models.app, name="models")

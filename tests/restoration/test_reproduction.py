@@ -135,6 +135,8 @@ def test_a_whole_table(table3):
     assert all(row["parameters"] > 0 and row["environment"]["torch"] for row in rows)
     json.dumps(rows, allow_nan=False)
     said = readings(what, rows)
+    taught = [line.partition(":")[0] for line in said if "dB where it reads the true answer so far" in line]
+    assert taught == ["denoise/lm4lv", "rotate/lm4lv"]
     assert len(said) == 8 + 6
     assert all(" dB (" in line for line in said)
     gain = rows[0]["evaluations"][0]["gain"]["psnr"]["mean"]

@@ -1,0 +1,1 @@
+"""What trained adapters do, what a run costs, and whether alignment predicts restoration."""

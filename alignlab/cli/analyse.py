@@ -1,0 +1,21 @@
+"""`alignlab analyse`: trained adapters, the cost of a run, alignment against restoration."""
+
+from __future__ import annotations
+
+import typer
+
+from alignlab.cli import analyse_adapters, analyse_compute, analyse_correlation
+
+app = typer.Typer(
+    help="What adapters learnt, what a run costs, and whether alignment predicts restoration.", no_args_is_help=True
+)
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+app.command("adapters")(analyse_adapters.adapters)
+app.command("compute")(analyse_compute.compute)
+app.command("correlation")(analyse_correlation.correlation)
