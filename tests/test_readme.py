@@ -260,3 +260,38 @@ def test_the_tokenizers_agreement_is_that_of_the_result_file():
     same, all_ = (sum(one[key] for one in sets) for key in ("identical", "captions"))
     assert len(sets) == 6
     assert f"agrees with the Stanford jar on {same:,} of {all_:,} captions" in " ".join(README.split())
+
+
+def test_the_table_of_captions_is_that_of_the_result_file():
+    folder = ROOT / "reports" / "results" / "table4"
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["schema"], result["laboratory"], result["missing"]) == (
+        "alignlab.reproduce-table4/1",
+        "embedded",
+        [],
+    )
+    for row in result["rows"]:
+        cells = [row["name"]]
+        for name, digits in (("CS", 1), ("Ref-CS", 1), ("CIDEr", 3), ("M-kNN", 3), ("CKA", 3)):
+            column = row["columns"][name]
+            cells.append(f"{column['score']:.{digits}f} ({column['baseline']:.{digits}f})")
+        average = row["columns"]["Avg"]
+        cells += [f"{average['score']:.3f}", f"{average['calibrated']:.3f}"]
+        assert f"| {' | '.join(cells)} |" in README
+    mae = next(row for row in result["rows"] if row["name"] == "MAE")
+    for metric in ("RefCLIPScore", "CIDEr"):  # more than the language model scores by itself
+        assert metric in mae["evaluation"]["apart"]["shuffled"]
+    assert mae["picture"] in README
+    assert (folder / mae["picture"]).is_file()
+
+
+def test_the_sentence_about_denoising_is_that_of_the_result_file():
+    result = json.loads((ROOT / "reports" / "results" / "denoise-4000" / "result.json").read_text())
+    (found,) = result["evaluations"]
+    restored, degraded, alone = (found[name]["psnr"]["mean"] for name in ("restored", "degraded", "alone"))
+    lift = found["lift"]["psnr"]
+    flat = " ".join(README.split())
+    assert (result["design"]["encoder"], result["learnt"]["images"]) == ("mae+position", 4000)
+    assert f"writes {restored:.2f} dB where it is given {degraded:.2f}: {lift['mean']:+.2f} dB" in flat
+    assert f"({lift['ci95'][0]:+.2f} to {lift['ci95'][1]:+.2f})" in flat
+    assert f"give {alone:.2f}; {found['misaligned']} of {found['n']} outputs are misaligned" in flat

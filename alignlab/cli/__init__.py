@@ -20,6 +20,7 @@ from alignlab.cli import (
     measure,
     models,
     pretrain,
+    probe,
     reconstruct,
     reproduce,
     restore,
@@ -36,6 +37,7 @@ app.command("measure")(measure.measure)
 app.add_typer(caption.app, name="caption")
 app.command("reconstruct")(reconstruct.reconstruct)
 app.add_typer(restore.app, name="restore")
+app.add_typer(probe.app, name="probe")
 app.add_typer(analyse.app, name="analyse")
 app.command("reproduce")(reproduce.reproduce)
 app.command("pretrain")(pretrain.pretrain)

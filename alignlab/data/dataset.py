@@ -104,6 +104,16 @@ class ImageTextDataset:
         """Every item's captions, in order; reads no image."""
         return [entry.captions for entry in self._entries]
 
+    @property
+    def ids(self) -> list[str]:
+        """Every item's id, in order; reads no image."""
+        return [entry.id for entry in self._entries]
+
+    @property
+    def meta(self) -> list[dict[str, Any]]:
+        """What the source says of every item beside its image and captions, in order; reads no image."""
+        return [dict(entry.meta) for entry in self._entries]
+
     @cached_property
     def fingerprint(self) -> str:
         """`sha256:<hex>` over every item's encoded image and captions, in order.

@@ -1,0 +1,1 @@
+"""What single layers of a frozen language model hold and can do."""
