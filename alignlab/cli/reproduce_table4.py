@@ -206,7 +206,7 @@ def result(
         ceiling,
         paper.TABLE4,
         folder / pictures[0],
-        f"{table4.TITLE} ({_LABS.get(whose, 'own data or encoders')})",
+        f"{table4.TITLE}; {_LABS.get(whose, 'own data or encoders')}",
     )
     return {
         "schema": SCHEMA,
