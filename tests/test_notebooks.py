@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,8 @@ def test_outputs_are_those_of_one_run_from_the_top(path):
     assert outputs
     assert not [output for output in outputs if output.output_type == "error"]
     # What a run writes of the machine it ran on has no place in what is shown.
-    assert str(ROOT) not in path.read_text()
-    assert str(Path.home()) not in path.read_text()
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert not re.search(r"/(home|root|tmp|usr|opt)/", "".join(_text(cell) for cell in cells))
 
 
 @pytest.mark.network
@@ -52,6 +53,6 @@ def test_it_runs_from_a_clean_kernel(path, tmp_path):
             assert _text(now) == _text(then), now.source
 
 
-def _text(cell) -> list[str]:
+def _text(cell) -> str:
     outputs = cell.get("outputs", [])
-    return [output["text"] if "text" in output else output["data"].get("text/plain", "") for output in outputs]
+    return "\n".join(output["text"] if "text" in output else output["data"].get("text/plain", "") for output in outputs)
