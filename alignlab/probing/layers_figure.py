@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOUR, MARK, LINE = "#1f6fb4", "#ff3b30", "#6e6e6e"
@@ -12,33 +13,48 @@ LINES = {"degraded": (":", "degraded"), "alone": ("--", "encoder + decoder alone
 
 
 def curve(result: dict[str, Any]) -> Figure:
-    """Means with 95% intervals over images and seeds; what has no finite PSNR is left out."""
+    """PSNR (above), and what it is more than that of one linear layer, over the same images and seeds (below): pictures differ
+    far more than layers do. Means with 95% intervals over images and seeds; what has no finite PSNR is left out.
+    """
     rows = [row for row in result["layers"] if row["psnr"]["mean"] is not None]
-    figure = Figure(figsize=(max(6.4, 0.26 * len(rows) + 2.4), 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(max(6.4, 0.26 * len(rows) + 2.4), 6.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
     for name, (style, label) in LINES.items():
         if result[name]["psnr"]["mean"] is not None:
-            axes.axhline(result[name]["psnr"]["mean"], color=LINE, linestyle=style, linewidth=1.3, label=label)
+            above.axhline(result[name]["psnr"]["mean"], color=LINE, linestyle=style, linewidth=1.3, label=label)
     for name, (colour, label) in BANDS.items():
-        found = result[name]["psnr"]
-        if found["mean"] is not None:
-            axes.axhspan(*found["ci95"], color=colour, alpha=0.13, linewidth=0)
-            axes.axhline(found["mean"], color=colour, linewidth=1.3, label=label)
-    layers, means = [row["layer"] for row in rows], [row["psnr"]["mean"] for row in rows]
-    if rows:
-        reach = [[abs(row["psnr"]["ci95"][end] - row["psnr"]["mean"]) for row in rows] for end in (0, 1)]
-        axes.errorbar(
-            layers, means, yerr=reach, color=COLOUR, marker="o", markersize=4, linewidth=1.6, elinewidth=1, capsize=2,
-            label="one frozen layer",
-        )  # fmt: skip
-        best = means.index(max(means))
-        axes.plot(
-            layers[best], means[best], "o", color=MARK, markersize=7, zorder=5, label=f"best, layer {layers[best]}"
-        )
-        axes.set_xticks(layers if len(layers) <= 16 else [n for n in layers if n % 2 == 0])
-    axes.set_xlabel(f"{result['llm']} layer")
-    axes.set_ylabel("PSNR in dB")
+        _band(above, result[name]["psnr"], colour, label)
+        if "over_linear" in result[name]:
+            _band(below, result[name]["over_linear"]["psnr"], colour, label)
+    below.axhline(0, color=BANDS["linear"][0], linewidth=1.3)
+    _points(above, [(row["layer"], row["psnr"]) for row in rows])
+    _points(below, [(row["layer"], row["over_linear"]["psnr"]) for row in rows])
+    for row in rows:
+        if row["layer"] == result["best"]:
+            label = f"best, layer {row['layer']}"
+            above.plot(row["layer"], row["psnr"]["mean"], "o", color=MARK, markersize=7, zorder=5, label=label)
+    layers = [row["layer"] for row in rows]
+    below.set_xticks(layers if len(layers) <= 16 else [n for n in layers if n % 2 == 0])
+    below.set_xlabel(f"{result['llm']} layer")
+    above.set_ylabel("PSNR in dB")
+    below.set_ylabel("dB over one linear layer")
     seeds, n = result["seeds"], result["test"]["n"]
-    axes.set_title(f"{result['task']}, {result['encoder']}   {n} images, {seeds} seed{'s' * (seeds > 1)}", fontsize=10)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    above.set_title(f"{result['task']}, {result['encoder']}   {n} images, {seeds} seed{'s' * (seeds > 1)}", fontsize=10)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     return figure
+
+
+def _band(axes: Axes, found: dict[str, Any], colour: str, label: str) -> None:
+    if found["mean"] is not None:
+        axes.axhspan(*found["ci95"], color=colour, alpha=0.13, linewidth=0)
+        axes.axhline(found["mean"], color=colour, linewidth=1.3, label=label)
+
+
+def _points(axes: Axes, found: list[tuple[int, dict[str, Any]]]) -> None:
+    """A layer's mean and interval each."""
+    shown = [(layer, one["mean"], one["ci95"]) for layer, one in found if one["mean"] is not None]
+    if shown:
+        layers, means, ends = zip(*shown, strict=True)
+        reach = [[abs(end[side] - mean) for mean, end in zip(means, ends, strict=True)] for side in (0, 1)]
+        how: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.6, "elinewidth": 1, "capsize": 2}
+        axes.errorbar(layers, means, yerr=reach, color=COLOUR, label="one frozen layer", **how)

@@ -92,11 +92,16 @@ def assemble(kept: Callable[[str], dict[str, Any]], seeds: int, layers: Sequence
         found = values("layer", number)
         against = {f"over_{kind}": _figures(found, less) for kind, less in baselines.items()}
         rows.append({"layer": number, **_figures(found), **against})
+    over_linear = {
+        kind: {"over_linear": _figures(found, baselines["linear"])}
+        for kind, found in baselines.items()
+        if kind != "linear"
+    }
     learnt = {kind: kept(Arm(kind).name)["parameters"] for kind in BASELINES}
     return {
         "seeds": seeds,
         "parameters": {**learnt, "layer": kept(Arm("layer", 0, layers[0]).name)["parameters"]},
-        **{name: _figures(found) for name, found in {**columns, **baselines}.items()},
+        **{name: _figures(found) | over_linear.get(name, {}) for name, found in {**columns, **baselines}.items()},
         "layers": rows,
         "best": max(rows, key=lambda row: row["psnr"]["mean"] or -math.inf)["layer"],
         "clearly_over": {

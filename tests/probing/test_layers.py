@@ -407,6 +407,7 @@ def test_what_stands_in_a_result(plan, done, small):
         assert estimate["mean"] == pytest.approx(float(values.mean()), abs=1e-4)
         assert (estimate["seeds"], estimate["n"]) == (2, 3)
     assert result["linear"]["psnr"]["seeds"] == 1
+    assert result["mlp"]["over_linear"]["psnr"]["mean"] == pytest.approx(float((theirs - single_one).mean()), abs=1e-4)
     assert result["frozen"]["llm"] == small.checkpoint
     assert result["data"]["fingerprint"] == result["test"]["fingerprint"]
     assert result["data"]["name"] == "pictures"  # no folder of anybody's machine
@@ -466,6 +467,22 @@ def test_the_mlp_is_the_best_of_its_beginnings(plan, small):
     chosen = layers.probe(Arm("mlp", 1), plan, small, material)
     assert chosen.scale == min(errors, key=errors.get)
     assert len({round(e, 6) for e in errors.values()}) == 3
+
+
+def test_the_picture_shows_every_layer_and_leaves_out_what_is_infinite(done):
+    from alignlab.probing.layers_figure import curve
+
+    _, result = done
+    other = json.loads(json.dumps(result))
+    other["layers"] += [{**other["layers"][0], "layer": 3}]
+    above, below = curve(other).axes
+    points = [line for line in above.get_lines() if line.get_marker() == "o" and len(line.get_xdata()) == 2]
+    assert [list(line.get_xdata()) for line in points] == [[2, 3]]
+    assert points[0].get_ydata()[0] == result["layers"][0]["psnr"]["mean"]
+    assert below.get_ylabel() == "dB over one linear layer"
+    whole = len(above.get_legend_handles_labels()[1])
+    other["degraded"]["psnr"]["mean"] = None
+    assert len(curve(other).axes[0].get_legend_handles_labels()[1]) == whole - 1
 
 
 def test_wrong_plans_are_named(plan, tmp_path):
