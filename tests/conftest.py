@@ -37,6 +37,25 @@ def blurs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def small_judge(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a random CLIP that open_clip knows, as a judge of captions is named."""
+    import json
+
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("open_clip")
+    vision = {"image_size": 32, "patch_size": 8, "width": 24, "layers": 2, "head_width": 12}
+    text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    (folder / "small-judge.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(1)
+    save_file(open_clip.create_model("small-judge", load_weights=False).state_dict(), folder / "judge.safetensors")
+    return f"small-judge/{folder / 'judge.safetensors'}"
+
+
+@pytest.fixture(scope="session")
 def small_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of two blocks and a tokenizer of single characters."""
     import torch

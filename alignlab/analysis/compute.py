@@ -163,7 +163,7 @@ def llm_config(name: str) -> Any:
             check_counts(PreTrainedConfig.get_config_dict(source)[0], source)
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     llm_load.check_blocks(name, taken.blocks, int(config.get_text_config().num_hidden_layers))
-    return llm_load._cut(config, taken.blocks)
+    return llm_load.cut(config, taken.blocks)
 
 
 def sketch_llm(name: str) -> Any:

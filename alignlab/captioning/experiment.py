@@ -23,6 +23,7 @@ from alignlab.models.variant import parse
 from alignlab.pretrain.pool import HOLD_OUT, held_out
 from alignlab.progress import progress
 from alignlab.provenance import environment, shown, shown_model
+from alignlab.restoration.experiment import different
 from alignlab.trained import ADAPTERS
 from alignlab.training import Recipe, processes
 
@@ -169,7 +170,7 @@ def run(
     if among.rank == 0:
         from alignlab.captioning.card import write_card
 
-        names = _different([test.data.name for test in tests])
+        names = different([test.data.name for test in tests])
         for test, name in zip(tests, names, strict=True):
             picture = f"{name}.jpg"
             captions = caption_all(model, test)
@@ -258,11 +259,6 @@ def finished(out: Path, plan: Design, described: dict[str, Any]) -> dict[str, An
         return result if same and read(out)[0] == plan and (out / ADAPTERS).is_file() else None
     except (OSError, ValueError, AttributeError):  # none yet, or a damaged one
         return None
-
-
-def _different(names: list[str]) -> list[str]:
-    """Names with a number behind all but the first of a kind."""
-    return [name if (again := names[:i].count(name)) == 0 else f"{name}-{again + 1}" for i, name in enumerate(names)]
 
 
 # --- the control ---

@@ -82,7 +82,7 @@ def load(source: str, how: How) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     check_blocks(source, how.blocks, whole)
     with weights.from_hub(source), weights.quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = _random(source, config, how) if how.random else _trained(source, _cut(config, how.blocks), how)
+        model = _random(source, config, how) if how.random else _trained(source, cut(config, how.blocks), how)
     if how.quantise is None and how.device_map is None:
         model = model.to(how.device)  # type: ignore[arg-type]  # torch takes a string
     return model.eval().requires_grad_(False), tokenizer
@@ -106,7 +106,7 @@ def _check_causal(config: PreTrainedConfig, source: str) -> None:
     raise ValueError(f"{source} is {what}, no causal language model of transformers; give one, such as a Llama")
 
 
-def _cut(config: PreTrainedConfig, blocks: int | None) -> PreTrainedConfig:
+def cut(config: PreTrainedConfig, blocks: int | None) -> PreTrainedConfig:
     """The configuration of the first `blocks` blocks; changes `config` in place.
 
     A model built from it has no other blocks, keeps the final norm, and works in every way as one that was made so.
@@ -197,7 +197,7 @@ def _random(source: str, config: PreTrainedConfig, how: How) -> PreTrainedModel:
     with seeded():
         model: Any = _blank(config)
         if how.blocks is not None:
-            whole, model = model, _blank(_cut(config, how.blocks))
+            whole, model = model, _blank(cut(config, how.blocks))
             missing, _ = model.load_state_dict(whole.state_dict(), strict=False)
             if missing:
                 raise ValueError(

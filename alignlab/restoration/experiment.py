@@ -149,7 +149,7 @@ def run(
         "evaluations": [],
     }
     if among.rank == 0:
-        names = _different([test.data.name for test in tests])
+        names = different([test.data.name for test in tests])
         for test, name in zip(tests, names, strict=True):
             for task in plan.tasks:
                 plain, found = evaluate_on(model, test, task)
@@ -187,7 +187,7 @@ def _keep_coordinates(model: Restorer, out: Path, among: Processes) -> None:
         unfinished.replace(out / COORDINATES)
 
 
-def _different(names: list[str]) -> list[str]:
+def different(names: list[str]) -> list[str]:
     """Names with a number behind all but the first of a kind."""
     return [name if (again := names[:i].count(name)) == 0 else f"{name}-{again + 1}" for i, name in enumerate(names)]
 

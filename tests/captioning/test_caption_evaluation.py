@@ -7,11 +7,9 @@ import math
 from collections import Counter
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from alignlab.captioning import CLIPScorer, coco_metrics, evaluate, find_judge, score, subjects
 from alignlab.captioning.evaluation import RESAMPLES, SEED, derangement, difference, held_captions
@@ -28,15 +26,8 @@ def no_java(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("open_clip")
-    vision = {"image_size": 32, "patch_size": 8, "width": 24, "layers": 2, "head_width": 12}
-    text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    (folder / "caption-judge.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(1)
-    save_file(open_clip.create_model("caption-judge", load_weights=False).state_dict(), folder / "judge.safetensors")
-    found, why = find_judge(f"caption-judge/{folder / 'judge.safetensors'}")
+def judge(small_judge):
+    found, why = find_judge(small_judge)
     assert found is not None
     assert why == ""
     return found

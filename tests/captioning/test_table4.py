@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,15 +35,8 @@ def no_java(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("open_clip")
-    vision = {"image_size": 32, "patch_size": 8, "width": 24, "layers": 2, "head_width": 12}
-    text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    (folder / "table-judge.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(1)
-    save_file(open_clip.create_model("table-judge", load_weights=False).state_dict(), folder / "judge.safetensors")
-    return f"table-judge/{folder / 'judge.safetensors'}"
+def judge(small_judge):
+    return small_judge
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +107,7 @@ def test_rows_are_run_one_by_one_and_put_together(here, lab, small_mae, capsys, 
     assert (result["schema"], result["laboratory"]) == ("alignlab.reproduce-table4/1", "embedded")
     assert result["missing"] == []
     assert result["budget"] == {"images": [8], "n": 4}
-    assert result["judge"].startswith("open_clip:table-judge/judge.safetensors@sha256:")
+    assert result["judge"].startswith("open_clip:small-judge/judge.safetensors@sha256:")
     assert [row["name"] for row in result["rows"]] == ["VQGAN", "BEiT", "MAE", "mae@random"]
     for row in result["rows"]:
         assert row["control"] == (row["name"] == "mae@random")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 
-import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from alignlab import training
 from alignlab.captioning import CLIPScorer, coco_metrics, fit
@@ -29,15 +28,8 @@ def photos(blurs):
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("open_clip")
-    vision = {"image_size": 32, "patch_size": 8, "width": 24, "layers": 2, "head_width": 12}
-    text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    (folder / "command-judge.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(1)
-    save_file(open_clip.create_model("command-judge", load_weights=False).state_dict(), folder / "judge.safetensors")
-    return f"command-judge/{folder / 'judge.safetensors'}"
+def judge(small_judge):
+    return small_judge
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +73,14 @@ def test_what_a_training_leaves(trained, photos, small_mae, small_llm, judge):
     assert result["laboratory"] == "own"
     (one,) = result["evaluations"]
     assert (one["n"], one["items"]) == (3, [0, 5, 10])  # each fifth of 15 is held out
-    assert one["judge"].startswith("open_clip:command-judge/judge.safetensors@sha256:")
+    assert one["judge"].startswith("open_clip:small-judge/judge.safetensors@sha256:")
     assert set(one["scores"]) == {"generated", "shuffled", "human"}
     assert {"CLIPScore", "RefCLIPScore", "BLEU-4", "ROUGE-L", "CIDEr"} <= set(one["scores"]["generated"])
     assert set(one["left_out"]) == {"METEOR", "SPICE"}
     assert (result["learnt"]["images"], result["learnt"]["learnt"], result["learnt"]["parameters"]) == (12, 12, 600)
     assert (result["recipe"]["steps"], result["recipe"]["warmup"], result["recipe"]["dtype"]) == (4, 1, "float32")
     assert (result["design"]["encoder"], result["design"]["llm"]) == ("small-mae", "small-llm")
-    assert result["judge"] == "command-judge/judge.safetensors"
+    assert result["judge"] == "small-judge/judge.safetensors"
     result["environment"].pop("command")  # as it was typed
     said = json.dumps(result) + (trained / "README.md").read_text()
     assert not any(str(path.parent) in said for path in (photos, small_mae, small_llm, trained))
@@ -351,7 +343,7 @@ def test_eval_on_images_learnt_from_is_refused(command, photos, tmp_path, capsys
         (["--dtype", "int8"], "--dtype must be"),
         (["--data", "nowhere"], "no data set 'nowhere'"),
         (["--judge", "nobody"], "open_clip has no model 'nobody'"),
-        (["--judge", "command-judge"], "command-judge"),
+        (["--judge", "small-judge"], "small-judge"),
         (["--judge", "ViT-B-32@random"], "has random weights, which judge nothing"),
         (["--encoder", "pca"], "was trained with the encoder small-mae@"),
         (["--control", "nowhere"], "give a folder that `alignlab caption train` wrote"),
