@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from alignlab.captioning import fit
@@ -17,19 +18,21 @@ from alignlab.captioning.evaluation import Evaluation, Subjects, captioned, eval
 from alignlab.captioning.fit import Design, Pairs, build, read
 from alignlab.captioning.gallery import evenly, save_gallery
 from alignlab.captioning.probe import LONGEST, CaptionProbe
-from alignlab.data import ImageTextDataset, load_dataset
+from alignlab.data import ImageTextDataset, load_dataset, resize, to_tensor
 from alignlab.models.registry import EMBEDDED
 from alignlab.models.variant import parse
 from alignlab.pretrain.pool import HOLD_OUT, held_out
 from alignlab.progress import progress
 from alignlab.provenance import environment, shown, shown_model
 from alignlab.restoration.experiment import different
+from alignlab.sheets import save_sheet
 from alignlab.trained import ADAPTERS
 from alignlab.training import Recipe, processes
 
 SCHEMA = "alignlab.caption-train/1"
 RESULT = "result.json"
 TRAINING_SCENES = "scenes-train"  # scenes-train:N holds the first N of them
+SHEET = 96  # pixels of an image's side in a contact sheet
 SHOWN = 4  # pictures that are captioned on the way
 
 
@@ -175,8 +178,9 @@ def run(
             picture = f"{name}.jpg"
             captions = caption_all(model, test)
             found = evaluate(captions, test.subjects(judge), why_no_judge=why)
-            result["evaluations"].append({**plain(test, found), "beams": 1, "longest": LONGEST, "picture": picture})
-            show(test, captions, out / picture, f"{plan.plain()['encoder']} read by {plan.plain()['llm']}")
+            gallery = show(test, captions, out / picture, f"{plan.plain()['encoder']} read by {plan.plain()['llm']}")
+            said = {**plain(test, found), "beams": 1, "longest": LONGEST}
+            result["evaluations"].append({**said, "picture": picture, "gallery": gallery})
         result["environment"] = environment(device)
         unfinished = out / f".{RESULT}"
         unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -219,11 +223,23 @@ def plain(test: TestSet, found: Evaluation) -> dict[str, Any]:
     return {"data": data, **found.plain(), "items": list(test.indices)}
 
 
-def show(test: TestSet, captions: Sequence[str], path: Path, title: str = "") -> None:
-    """Write the gallery of an evaluation."""
+def show(test: TestSet, captions: Sequence[str], path: Path, title: str = "") -> dict[str, Any]:
+    """Write the gallery of an evaluation, and what `show_apart` does."""
     places = evenly(len(test))
     rows = [{"said": captions[place], "truth": test.data.captions[test.indices[place]][0]} for place in places]
     save_gallery(test.pictures(places), rows, path, f"{test.data.name}: {title}")
+    return show_apart(test, captions, path.with_name(f"{path.stem}-sheet.png"))
+
+
+def show_apart(test: TestSet, captions: Sequence[str], path: Path) -> dict[str, Any]:
+    """Write some images as a contact sheet; what was said of each, and a person's words, as JSON."""
+    places = evenly(len(test))
+    squares = [resize(to_tensor(image.convert("RGB"))[None], SHEET) for image in test.pictures(places)]
+    return {
+        "sheet": save_sheet({"image": torch.cat(squares)}, path),
+        "said": [captions[place] for place in places],
+        "truth": [test.data.captions[test.indices[place]][0] for place in places],
+    }
 
 
 def describe(experiment: Experiment, data: ImageTextDataset) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from alignlab.cli import (
     pretrain,
     probe,
     reconstruct,
+    report,
     reproduce,
     restore,
 )
@@ -40,6 +41,7 @@ app.add_typer(restore.app, name="restore")
 app.add_typer(probe.app, name="probe")
 app.add_typer(analyse.app, name="analyse")
 app.command("reproduce")(reproduce.reproduce)
+app.command("report")(report.report)
 app.command("pretrain")(pretrain.pretrain)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")

@@ -228,7 +228,7 @@ def evaluate(
             )
             names.append(label := f"{one.resolve().name}-{test.data.name}")
             picture = f"{label}{f'-{names.count(label)}' if names.count(label) > 1 else ''}.jpg"
-            show(test, ours, folder / picture, f"{plan.plain()['encoder']} read by {plan.plain()['llm']}")
+            gallery = show(test, ours, folder / picture, f"{plan.plain()['encoder']} read by {plan.plain()['llm']}")
             row = {
                 "checkpoint": one.resolve().name,
                 "design": plan.plain(),
@@ -237,7 +237,8 @@ def evaluate(
                 "control": None if theirs is None else theirs.resolve().name,
                 "laboratory": lab,
             }
-            results.append({**row, **plain(test, found), "beams": beams, "longest": longest, "picture": picture})
+            row |= {**plain(test, found), "beams": beams, "longest": longest}
+            results.append({**row, "picture": picture, "gallery": gallery})
     result = {
         "schema": EVAL,
         "results": results,

@@ -288,12 +288,14 @@ def result(what: Target, lab: Lab, found: list[Place], config: dict[str, Any], f
     from alignlab.provenance import environment, shown
     from alignlab.restoration import reproduction
     from alignlab.restoration.pictures import save_grid
+    from alignlab.sheets import save_sheet
 
     rows = reproduction.gather(what, found)
-    pictures = []
+    pictures, sheets = [], []
     for name, grid in reproduction.grids(what, found, device=config["device"]).items():
         save_grid(grid, folder / f"{name}.jpg", f"{what.title} ({lab.name} laboratory)")
         pictures.append(f"{name}.jpg")
+        sheets.append({"title": name, **save_sheet(grid, folder / f"{name}-sheet.png")})
     budgets = sorted({row["images"] for row in rows if row["status"] == "done"})
     own = {source.partition(":")[0] for source in (*config["data"], *config["test"])} - {*lab.data, *lab.test}
     return {
@@ -311,6 +313,7 @@ def result(what: Target, lab: Lab, found: list[Place], config: dict[str, Any], f
             "rows": {row["name"]: row["paper"] for row in rows if row["paper"]},
         },
         "pictures": pictures,
+        "sheets": sheets,
         "config": {
             **config,
             "data": [shown(source) for source in config["data"]],

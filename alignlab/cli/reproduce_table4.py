@@ -199,6 +199,7 @@ def result(
             shutil.copyfile(place.where / row["evaluation"]["picture"], folder / name)
             row["picture"] = name
             pictures.append(name)
+            row["gallery"] = _gallery(place, row["evaluation"], folder / f"{Path(name).stem}-sheet.png")
     ceiling = human(rows)
     judges = [row["evaluation"]["judge"] for row in rows if "evaluation" in row]
     save_figure(
@@ -236,6 +237,15 @@ def result(
 
 
 _LABS = {"embedded": "embedded laboratory (small models, not the paper's)", "paper": "the paper's laboratory"}
+
+
+def _gallery(place: Place, evaluation: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Some images of a finished row with its captions of them; nothing is captioned again."""
+    from alignlab.captioning.experiment import TestSet, show_apart
+    from alignlab.data import load_dataset
+
+    data = load_dataset(place.row.experiment.measured[0])
+    return show_apart(TestSet(data, evaluation["items"]), evaluation["captions"], path)
 
 
 def show(console: Any, result: dict[str, Any], folder: Path) -> None:

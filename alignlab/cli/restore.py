@@ -249,6 +249,7 @@ def evaluate(
     from alignlab.restoration.design import find, load, read
     from alignlab.restoration.experiment import TEST_SEED, evaluate_on, open_test
     from alignlab.restoration.pictures import save_grid
+    from alignlab.sheets import save_sheet
 
     check_positive({"n": n, "batch-size": batch_size})
     _check_mode_and_dtype(mode, dtype)
@@ -292,8 +293,9 @@ def evaluate(
                 if (again := labels.count(label)) > 1:
                     label = f"{label}-{again}"
                 save_grid(found.shown, folder / f"{label}.jpg", f"{one}, {model.how}")
+                sheet = save_sheet(found.shown, folder / f"{label}-sheet.png")
                 row = {"checkpoint": find(name).resolve().name, "design": plan.plain(), "frozen": described["frozen"]}
-                results.append({**row, "picture": f"{label}.jpg", **plain})
+                results.append({**row, "picture": f"{label}.jpg", "sheet": sheet, **plain})
     result = {
         "schema": "alignlab.restore-eval/1",
         "results": results,

@@ -26,6 +26,7 @@ from alignlab.restoration.design import Design, build, frozen_parts, read
 from alignlab.restoration.evaluation import Evaluation, Figures, evaluate
 from alignlab.restoration.pictures import save_grid
 from alignlab.restoration.restorer import Restorer
+from alignlab.sheets import save_sheet
 from alignlab.trained import ADAPTERS
 from alignlab.training import Processes, Recipe, processes
 
@@ -154,8 +155,9 @@ def run(
             for task in plan.tasks:
                 plain, found = evaluate_on(model, test, task)
                 picture = f"{name}-{task}.jpg"
-                result["evaluations"].append({**plain, "picture": picture})
                 save_grid(found.shown, out / picture, f"{task}, {model.how}")
+                sheet = save_sheet(found.shown, out / f"{name}-{task}-sheet.png")
+                result["evaluations"].append({**plain, "picture": picture, "sheet": sheet})
         result["environment"] = environment(device)
         unfinished = out / f".{RESULT}"
         unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,243 @@
+"""How alike the layers are: scores beside their nulls, every pair of layers, and along depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from alignlab.report import figures
+from alignlab.report.blocks import Block, Cell, Fold, Lines, Section, Table, cell, listed, number, with_interval
+from alignlab.report.node import Node
+from alignlab.report.source import Source
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One encoder, language model and metric of a result."""
+
+    source: str
+    data: str
+    encoder: str
+    llm: str
+    metric: str
+    score: float | None
+    interval: tuple[float, float] | None
+    null: tuple[float, float] | None
+    p: float | None
+    z: float | None
+    calibrated: float | None
+    place: tuple[int, int] | None
+    matrix: np.ndarray | None
+    checkpoint: str
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.encoder, self.llm
+
+
+def pair(node: Node, source: str, data: str) -> Pair:
+    """A pair as `measure` writes it."""
+    k = node["params"]["k"].whole(optional=True)
+    metric = node["metric"].text()
+    rows, columns = node["encoder_layer"].whole(), node["llm_layer"].whole()
+    matrix = node["matrix"].matrix()
+    place = None if rows is None or columns is None else (rows, columns)
+    if (
+        matrix is not None
+        and place is not None
+        and not (0 <= place[0] < len(matrix) and 0 <= place[1] < matrix.shape[1])
+    ):
+        node.gaps.append(f"{node.place}: the best layers {place} are not in its matrix")
+        place = None
+    mean, sd = (node[key].number(optional=True) for key in ("null_mean", "null_std"))
+    return Pair(
+        source=source,
+        data=data,
+        encoder=node["encoder"].text(),
+        llm=node["llm"].text(),
+        metric=f"{metric} (k={k})" if k is not None and "knn" in metric else metric,
+        score=node["score"].number(),
+        interval=node["ci95"].interval(),
+        null=None if mean is None or sd is None else (mean, sd),
+        p=node["p"].number(optional=True),
+        z=node["z"].number(optional=True),
+        calibrated=node["calibrated"].number(optional=True),
+        place=place,
+        matrix=matrix,
+        checkpoint=node["checkpoint"].text(),
+    )
+
+
+def pairs(sources: Sequence[Source]) -> list[Pair]:
+    """Those of `measure`, and those of Table 4's rows that no `measure` has."""
+    found: list[Pair] = []
+    for source in sources:
+        if source.kind == "measure":
+            data = source.node["data"]
+            named = f"{data['name'].text()}, {number(data['n'].number(), 0)} items"
+            found += [pair(node, source.name, named) for node in source.node["pairs"].each()]
+    known = {(one.checkpoint, one.llm, one.metric, one.data) for one in found}
+    for source in sources:
+        if source.kind != "reproduce-table4":
+            continue
+        for row in source.node["rows"].each():
+            of = row["alignment"]["of"]["data"]
+            for name, node in row["alignment"].entries(optional=True):
+                if name in ("of", "notes"):
+                    continue
+                one = pair(node, source.name, f"{of['name'].text()}, {number(of['n'].number(), 0)} items")
+                if (one.checkpoint, one.llm, one.metric, one.data) not in known:
+                    found.append(one)
+    return found
+
+
+def section(sources: Sequence[Source]) -> Section | None:
+    found = pairs(sources)
+    if not found:
+        return None
+    made = Section(
+        "alignment",
+        "Alignment",
+        lead="Scores of the best pair of layers, and what the same maximum is when captions are dealt to the wrong images "
+        "(shuffled). Calibrated is 0 at the shuffled mean and 1 for identical representations.",
+    )
+    sets = list(dict.fromkeys(one.data for one in found))
+    made.blocks += [_table([one for one in found if one.data == data]) for data in sets]
+    notes = [text for source in sources if source.kind == "measure" for text in source.node["notes"].texts()]
+    if notes:
+        made.blocks.append(Lines(list(dict.fromkeys(notes)), kind="note"))
+    for data in sets:
+        ours = [one for one in found if one.data == data]
+        made.blocks += _profiles(ours, data)
+        maps = [_map(one) for one in ours if one.matrix is not None]
+        if maps:
+            made.blocks.append(Fold(f"Every pair of layers on {data}", maps))
+    made.answers = _answers(found)
+    return made
+
+
+def _table(found: Sequence[Pair]) -> Table:
+    rows = []
+    for one in found:
+        null = "–" if one.null is None else f"{number(one.null[0])} ± {number(one.null[1])}"
+        layers = "–" if one.place is None else f"{one.place[0]} / {one.place[1]}"
+        rows.append(
+            [
+                Cell(one.encoder),
+                Cell(one.llm),
+                Cell(one.metric),
+                Cell(with_interval(one.score, one.interval), one.score),
+                Cell(null, None if one.null is None else one.null[0]),
+                Cell("–" if one.p is None else f"{one.p:.3g}", one.p),
+                cell(one.z, 1),
+                cell(one.calibrated),
+                Cell(layers),
+            ]
+        )
+    headings = ["encoder", "language model", "metric"]
+    numbers = ["score (95%)", "shuffled", "p", "z", "calibrated"]
+    start = len(headings)
+    return Table(
+        f"Alignment on {found[0].data}",
+        [*headings, *numbers, "layers"],
+        rows,
+        numeric=range(start, start + len(numbers)),
+        note="layers: the encoder's and the language model's, counted from 0, the embedding output. Compare encoders by "
+        "calibrated scores: wide features have a high raw CKA by chance.",
+    )
+
+
+def _map(one: Pair) -> Block:
+    assert one.matrix is not None
+    parts = [f"{one.metric} of {one.encoder} and {one.llm}"]
+    if one.score is not None and one.place is not None:
+        parts.append(f"best {number(one.score)} at layers {one.place[0]} and {one.place[1]}")
+    if one.null is not None:
+        parts.append(
+            f"shuffled {number(one.null[0])} ± {number(one.null[1])} (red line on the scale, band of two deviations)"
+        )
+    told = "" if one.null is None else f"best of shuffled pairings {number(one.null[0])} ± {number(one.null[1])}"
+    return figures.heatmap(
+        one.matrix,
+        one.names,
+        title=parts[0],
+        caption="; ".join(parts) + ".",
+        best=one.place,
+        null=one.null,
+        beside=told,
+    )
+
+
+def _profiles(found: Sequence[Pair], data: str) -> list[Block]:
+    blocks: list[Block] = []
+    for metric in dict.fromkeys(one.metric for one in found):
+        for llm in dict.fromkeys(one.llm for one in found if one.metric == metric):
+            ours = [one for one in found if (one.metric, one.llm) == (metric, llm) and one.matrix is not None]
+            if not ours or max(one.matrix.shape[1] for one in ours if one.matrix is not None) < 2:
+                continue
+            along: list[figures.Curve] = []
+            across: list[figures.Curve] = []
+            for place, one in enumerate(ours):
+                assert one.matrix is not None
+                colour = figures.SERIES[place % len(figures.SERIES)]
+                rows, columns = one.matrix.shape
+                share = [i / max(rows - 1, 1) for i in range(rows)]
+                kept = np.where(np.isfinite(one.matrix), one.matrix, -np.inf)
+                along.append(figures.Curve(one.encoder, share, _finite(kept.max(1)), colour=colour))
+                across.append(figures.Curve(one.encoder, list(range(columns)), _finite(kept.max(0)), colour=colour))
+                if one.null is not None:
+                    null = figures.Curve(f"{one.encoder}, shuffled", level=one.null[0], colour=colour, dashed=True)
+                    along.append(null)
+                    across.append(null)
+            panels = {"encoder's layer, as a share of its depth": along, f"{llm} layer": across}
+            names = listed([one.encoder for one in ours])
+            blocks.append(
+                figures.curves(
+                    panels,
+                    metric,
+                    alt=f"{metric} along the depth of {names}, and of {llm}",
+                    caption=f"{metric} on {data} along depth: the best of the other model's layers; dashed, the mean of the "
+                    "best of all pairs when captions are shuffled.",
+                )
+            )
+    return blocks
+
+
+def _finite(values: np.ndarray) -> list[float | None]:
+    return [float(x) if np.isfinite(x) else None for x in values]
+
+
+def _answers(found: Sequence[Pair]) -> list[str]:
+    data = found[0].data
+    ours = [one for one in found if one.data == data]
+    judged = [one for one in ours if one.p is not None]
+    said = []
+    if judged:
+        over = [one for one in judged if one.p is not None and one.p < 0.05]
+        encoders = list(dict.fromkeys(one.encoder for one in judged))
+        clear = [name for name in encoders if all(one in over for one in judged if one.encoder == name)]
+        least = max(one.p for one in over if one.p is not None) if over else None
+        if len(clear) == len(encoders):
+            who = encoders[0] if len(encoders) == 1 else f"all {len(encoders)} encoders"
+            said.append(
+                f"on {data.partition(',')[0]}, {who} {'is' if len(encoders) == 1 else 'are'} more like "
+                f"{listed(list(dict.fromkeys(one.llm for one in judged)))} than shuffled pairings are (p {number(least)} at most)"
+            )
+        else:
+            rest = [name for name in encoders if name not in clear]
+            said.append(
+                f"on {data.partition(',')[0]}, {listed(clear) or 'no encoder'} {'is' if len(clear) < 2 else 'are'} clearly more "
+                f"alike than shuffled pairings by every metric, {listed(rest)} not"
+            )
+    leaders: dict[str, list[str]] = {}
+    for metric in dict.fromkeys(one.metric for one in ours):
+        scored = [one for one in ours if one.metric == metric and one.calibrated is not None]
+        if len({one.encoder for one in scored}) > 1:
+            best = max(scored, key=lambda one: one.calibrated or 0.0)
+            leaders.setdefault(best.encoder, []).append(f"{metric} ({number(best.calibrated)})")
+    if leaders:
+        told = listed([f"{encoder} leads by {listed(metrics)}" for encoder, metrics in leaders.items()])
+        said.append(f"calibrated for chance, {told}")
+    return said

@@ -1,0 +1,204 @@
+"""The adapters by themselves (Table 6, Fig. 11), alignment against restoration, and compute (App. B.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alignlab.report import figures, images
+from alignlab.report.blocks import Block, Cell, Lines, Picture, Section, Table, cell, number, with_interval
+from alignlab.report.node import Node
+from alignlab.report.source import Source
+
+# What a row is called, and the paper's name for it where it has one.
+ROWS = {
+    "distance": ("L: mean squared entry of A − αI", "L"),
+    "ratio": ("L over the mean squared entry of A", None),
+    "diagonal_mean": ("D: mean of |A_ii / A_ij|", "D"),
+    "diagonal_median": ("median of |A_ii / A_ij|", None),
+    "alpha": ("best α", None),
+    "rank_entropy": ("effective rank", None),
+}
+
+
+def adapters(sources: Sequence[Source]) -> Section | None:
+    made = Section(
+        "adapters",
+        "Adapters",
+        lead="A = W_out W_in is what the trained layers do to a token without the language model between them. L depends on the "
+        "scale of A, and D has no expectation for random matrices; the rows below them are the ones to compare.",
+    )
+    for source in sources:
+        if source.kind != "analyse-adapters":
+            continue
+        for one in source.node["checkpoints"].each():
+            _checkpoint(one, source, made)
+    return made if made.blocks else None
+
+
+def _plain(x: float | None) -> str:
+    return "–" if x is None else f"{x:.3g}"
+
+
+def _checkpoint(node: Node, source: Source, made: Section) -> None:
+    name = node["checkpoint"].text()
+    where = [key for key, _ in node["coordinates"].entries()]
+    rows = []
+    for key, (title, published) in ROWS.items():
+        line = [Cell(title)]
+        for one in where:
+            found = node["coordinates"][one]
+            value = found["trained"][key].number(optional=True)
+            random = found["random"][key]
+            low, middle, high = (random[end].number(optional=True) for end in ("low", "median", "high"))
+            line += [Cell(_plain(value), value), Cell(f"{_plain(middle)} ({_plain(low)} to {_plain(high)})", middle)]
+        identity = node["identity"][key].number(optional=True)
+        line.append(Cell("inf" if identity is None else _plain(identity), identity))
+        for column in ("Random", "Ours", "Identity"):
+            theirs = source.node["paper"][published][column].number(optional=True) if published else None
+            text = _plain(theirs) if theirs is not None or not published else "inf"
+            line.append(Cell(text, theirs, quiet=True))
+        rows.append(line)
+    headings = ["", *(text for one in where for text in (f"{one}: trained", f"{one}: random (5% to 95%)")), "identity"]
+    headings += [f"the paper: {column}" for column in ("Random", "Ours", "Identity")]
+    tasks = ", ".join(node["design"]["tasks"].texts())
+    made.blocks.append(
+        Table(
+            f"{name}: {node['design']['encoder'].text()} and {node['design']['llm'].text()}, {tasks}; A is "
+            f"{number(node['width'].number(), 0)} × {number(node['width'].number(), 0)}",
+            headings,
+            rows,
+            numeric=range(1, len(headings)),
+            note="random: pairs of Gaussian layers of the same shapes and spread. The paper's columns are of its models.",
+        )
+    )
+    pictures: list[Block] = []
+    for picture, what in zip(node["pictures"].each(optional=True), ("entries", "singular values"), strict=False):
+        uri = images.whole(picture, source.folder)
+        if uri:
+            pictures.append(Picture(uri, f"The {what} of A of {name}", f"{name}: {what} of A"))
+    made.blocks += pictures
+
+
+def correlation(sources: Sequence[Source]) -> Section | None:
+    """Alignment against restoration: a point an encoder, language model and depth."""
+    made = Section(
+        "prediction",
+        "Does alignment predict restoration?",
+        lead="A point is one encoder before one language model (or its first K blocks). Points of one encoder are not "
+        "independent, so the correlation is given over all points, within encoders, and over encoders.",
+    )
+    for source in sources:
+        if source.kind != "analyse-correlation":
+            continue
+        node = source.node
+        column = node["column"].text()
+        points = list(node["points"].each())
+        scores = [key for key, _ in points[0]["alignment"].entries()] if points else []
+        about = f"{node['task'].text()} on {node['data'].text()}; alignment on {node['alignment_data'].text()}"
+        rows = []
+        for point in points:
+            value = point["restoration"].number()
+            line = [Cell(point["encoder"].text()), Cell(point["llm"].text())]
+            line += [cell(point["alignment"][score].number()) for score in scores]
+            rows.append([*line, Cell(with_interval(value, point["interval"].interval(), 2, signed=True), value)])
+        for score in scores:
+            shown = [
+                (p["encoder"].text(), f"{p['encoder'].text()} / {p['llm'].text()}", x, y, p["interval"].interval())
+                for p in points
+                if (x := p["alignment"][score].number()) is not None and (y := p["restoration"].number()) is not None
+            ]
+            tests = [one for one in node["correlations"].each() if one["score"].value == score]
+            told = "; ".join(_test(one) for one in tests)
+            if shown:
+                made.blocks.append(
+                    figures.scatter(
+                        shown,
+                        (score, f"{column} (dB)"),
+                        alt=f"{column} of {len(shown)} points against {score}",
+                        caption=f"{about}: {column} against {score}. {told}",
+                    )
+                )
+        if rows:
+            headings = ["encoder", "language model", *scores, f"{column} (dB)"]
+            made.blocks.append(Table(f"Points: {about}", headings, rows, numeric=range(2, len(headings))))
+        readings = node["readings"].texts()
+        if readings:
+            made.blocks.append(Lines(readings, kind="reading"))
+            made.answers.append(f"whether alignment predicts {node['task'].text()}: {readings[0].rstrip('.')}")
+        notes = [*node["notes"].texts(), *(f"without alignment: {x}" for x in node["missing"].texts())]
+        if notes:
+            made.blocks.append(Lines(notes, kind="note"))
+    return made if made.blocks else None
+
+
+def _test(node: Node) -> str:
+    parts = []
+    for key, label in (("points", "all points"), ("within", "within encoders"), ("means", "means of encoders")):
+        one = node[key]
+        r = one["r"].number(optional=True)
+        if r is None:
+            continue
+        span = one["ci95"].interval()
+        p = one["p"].number(optional=True)
+        interval = "" if span is None else f" ({span[0]:+.2f} to {span[1]:+.2f})"
+        parts.append(f"{label} {r:+.2f}{interval}" + ("" if p is None else f", p {p:.2g}"))
+    return f"{node['kind'].text()}: {', '.join(parts)}" if parts else ""
+
+
+def compute(sources: Sequence[Source]) -> Section | None:
+    """What a restoration costs, counted twice (App. B.4)."""
+    made = Section(
+        "compute", "Compute", lead="Floating-point operations of one picture through the whole pipeline, counted twice."
+    )
+    for source in sources:
+        if source.kind != "analyse-compute":
+            continue
+        node = source.node
+        models = node["models"]
+        published = node["paper"]["published"]
+        theirs = {
+            "encoder and decoder": published["mae_flop"].number(optional=True),
+            "language model": published["llm_flop"].number(optional=True),
+            "all": published["flop"].number(optional=True),
+        }
+        rows = []
+        for part in node["parts"].each():
+            name = part["part"].text()
+            line = [Cell(name)]
+            for key, optional in (
+                ("parameters", True),
+                ("tokens", True),
+                ("formula_flop", False),
+                ("torch_flop", False),
+            ):
+                value = part[key].number(optional=optional)
+                line.append(Cell("–" if value is None else _si(value) if "flop" in key else number(value, 0), value))
+            seconds, share = part["seconds"].number(optional=True), part["share_of_peak"].number(optional=True)
+            line.append(Cell("–" if seconds is None else f"{seconds:.3g} s", seconds))
+            line.append(Cell("–" if share is None else f"{share:.0%}", share))
+            paper = theirs.get(name)
+            rows.append([*line, Cell("–" if paper is None else _si(paper), paper, quiet=True)])
+        if rows:
+            headings = [
+                "part",
+                "parameters",
+                "tokens",
+                "2 × tokens × parameters",
+                "torch's counter",
+                "time",
+                "of the peak",
+                "the paper",
+            ]
+            made.blocks.append(
+                Table(
+                    f"{models['encoder'].text()} and {models['llm'].text()}: FLOP", headings, rows, numeric=range(1, 8)
+                )
+            )
+    return made if made.blocks else None
+
+
+def _si(x: float) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(x) >= size:
+            return f"{x / size:.2f} {unit}"
+    return f"{x:.0f}"

@@ -1,0 +1,235 @@
+"""Layer by layer: each block alone between two linear layers, what is linear in each layer, and which heads copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from alignlab.report import figures
+from alignlab.report.blocks import Block, Cell, Fold, Lines, Section, Table, listed, number, with_interval
+from alignlab.report.node import Node
+from alignlab.report.source import Source
+
+BASELINES = {"mlp": "MLP", "random": "random layer", "linear": "one linear layer"}
+
+
+def section(sources: Sequence[Source]) -> Section | None:
+    made = Section("layers", "Layer by layer")
+    makers = {"probe-layers": _single, "probe-linear": _linear, "probe-induction": _induction}
+    for source in sources:
+        if source.kind in makers:
+            makers[source.kind](source, made)
+    return made if made.blocks else None
+
+
+def _estimate(node: Node) -> tuple[float | None, tuple[float, float] | None]:
+    return node["mean"].number(optional=True), node["ci95"].interval()
+
+
+# --- each layer alone ---
+
+
+def _single(source: Source, made: Section) -> None:
+    node = source.node
+    rows, at, values, spans = [], [], list[float | None](), list[tuple[float, float] | None]()
+    for row in node["layers"].each():
+        layer = row["layer"].whole()
+        value, span = _estimate(row["psnr"])
+        if layer is None:
+            continue
+        at.append(layer)
+        values.append(value)
+        spans.append(span)
+        cells = [Cell(str(layer), layer), Cell(with_interval(value, span, 2), value)]
+        ssim = row["ssim"]["mean"].number(optional=True)
+        cells.append(Cell(number(ssim), ssim))
+        for kind in BASELINES:
+            more, interval = _estimate(row[f"over_{kind}"]["psnr"])
+            cells.append(Cell(with_interval(more, interval, 2, signed=True), more))
+        rows.append(cells)
+    if not rows:
+        return
+    levels = []
+    for kind, label in {**BASELINES, "alone": "encoder + decoder"}.items():
+        value, span = _estimate(node[kind]["psnr"])
+        if value is not None:
+            levels.append(figures.Curve(label, level=value, band=span, dashed=kind == "alone"))
+    llm = node["llm"].text()
+    about = f"{node['task'].text()}, {node['encoder'].text()}, {llm}"
+    curve = figures.Curve("one frozen layer", at, values, spans)
+    made.blocks.append(
+        figures.curves(
+            {f"{llm} layer": [curve, *levels]},
+            "PSNR (dB)",
+            alt=f"PSNR of each single layer of {llm} between two linear layers, with the baselines as bands",
+            caption=f"One frozen layer between two trained linear ones ({about}), mean over {number(node['seeds'].number(), 0)} "
+            "seeds and the images with 95% intervals (the paper's Fig. 12).",
+        )
+    )
+    made.blocks.append(
+        Fold(
+            "Every layer's figures",
+            [
+                Table(
+                    f"Single layers: {about}",
+                    ["layer", "PSNR (95%)", "SSIM", *(f"over {label}" for label in BASELINES.values())],
+                    rows,
+                    numeric=range(6),
+                )
+            ],
+        )
+    )
+    over = {label: len(node["clearly_over"][kind].value or []) for kind, label in BASELINES.items()}
+    told = ", ".join(f"over the {label} for {count}" for label, count in over.items())
+    made.blocks.append(
+        Lines([f"Of {len(rows)} layers the 95% interval of the difference lies above zero {told}."], kind="reading")
+    )
+
+
+# --- linear probes ---
+
+
+def _linear(source: Source, made: Section) -> None:
+    node = source.node
+    llm, encoder = node["llm"]["name"].text(), node["encoder"]["name"].text()
+    data = node["data"]["name"].text()
+    for pair in node["pairs"].each():
+        panels: list[figures.Curve] = []
+        layer = number(pair["encoder_layer"].number(), 0)
+        for side, label in (("text_to_image", "captions to images"), ("image_to_text", "images to captions")):
+            found = pair[side]
+            r2 = found["r2"].numbers()
+            panels.append(figures.Curve(label, range(len(r2)), r2, [x.interval() for x in found["ci95"].each()]))
+            null = found["null_max"].numbers()
+            panels.append(figures.Curve(f"{label}, shuffled at most", range(len(null)), null, dashed=True))
+        made.blocks.append(
+            figures.curves(
+                {f"{llm} layer": panels},
+                "cross-validated R²",
+                alt=f"R squared of ridge regressions between {llm}'s layers and layer {layer} of {encoder}, and shuffled",
+                caption=f"Ridge regressions between every layer of {llm} and layer {layer} of {encoder} on {data}, items not "
+                "seen; dashed, the best of shuffled pairings.",
+            )
+        )
+    matrix = node["matrix"]
+    found_matrix = matrix["r2"].matrix() if matrix.there and matrix.value is not None else None
+    layers = matrix["encoder_layers"].value
+    if found_matrix is not None:
+        first = layers[0] if isinstance(layers, list) and layers and isinstance(layers[0], int) else 0
+        made.blocks.append(
+            Fold(
+                "R² of every pair of layers",
+                [
+                    figures.heatmap(
+                        np.maximum(found_matrix.T, -1.0),  # [language model's layers, encoder's] in the file
+                        (encoder, llm),
+                        title=f"R squared of {encoder}'s layers from those of {llm}",
+                        caption=f"R² of {encoder}'s layers from those of {llm} on {data}.",
+                        first=(first, 0),
+                    )
+                ],
+            )
+        )
+    for probed in node["labels"].each(optional=True):
+        made.blocks += _label(probed)
+    notes = node["notes"].texts()
+    if notes:
+        made.blocks.append(Lines(notes, kind="note"))
+
+
+def _label(node: Node) -> list[Block]:
+    name = node["label"].text()
+    panels: dict[str, list[figures.Curve]] = {}
+    for side in node["sides"].each():
+        model = side["model"].text()
+        shown = []
+        for key, text, dashed in (("accuracy", "accuracy", False), ("control", "control task", True)):
+            found = side[key]
+            values = found["value"].numbers()
+            spans = [x.interval() for x in found["ci95"].each(optional=True)]
+            shown.append(figures.Curve(text, range(len(values)), values, spans, dashed=dashed))
+        chance = node["majority"].number(optional=True)
+        if chance is not None:
+            shown.append(figures.Curve("always the most frequent", level=chance, dashed=True, colour="#8a8a8a"))
+        panels[f"{model} layer"] = shown
+    if not panels:
+        return []
+    text = f"{name} ({node['about'].text()}), {number(node['classes'].number(), 0)} classes"
+    return [
+        figures.curves(
+            panels,
+            "accuracy",
+            alt=f"Accuracy of logistic probes for {name} by layer of {listed([x.removesuffix(' layer') for x in panels])}",
+            caption=f"Logistic probes for {text}, items not seen; the control task gives random answers to learn by heart.",
+        )
+    ]
+
+
+# --- heads ---
+
+
+def _induction(source: Source, made: Section) -> None:
+    node = source.node
+    parts = [(f"{one['llm'].text()}, random text repeated", one) for one in node["text"].each()]
+    if "images" in node:
+        one = node["images"]
+        parts.append((f"LM4LV's own sequences ({one['task'].text()}), from HQ token t to LQ token t + 1", one))
+    rows = []
+    for title, one in parts:
+        found = one["attention"]
+        matrix = found["successor"].matrix()
+        chance = found["chance"].number(optional=True)
+        blocks = [x for x in found["blocks"].value or [] if isinstance(x, int)]
+        if matrix is not None:
+            made.blocks.append(
+                figures.heatmap(
+                    matrix,
+                    ("block", "head"),
+                    title=f"Attention to the successor: {title}",
+                    caption=f"Attention to the earlier occurrence's successor: {title}; chance {number(chance, 4)}.",
+                    first=(blocks[0] if blocks else 1, 1),
+                )
+            )
+        for head in found["top"].each():
+            successor = head["successor"]
+            place = f"{number(head['block'].number(), 0)}.{number(head['head'].number(), 0)}"
+            mean, span = _estimate(successor)
+            same = head["same"].number(optional=True)
+            rows.append([Cell(title), Cell(place), Cell(with_interval(mean, span), mean), Cell(number(same), same)])
+    if rows:
+        made.blocks.append(
+            Fold(
+                "The strongest heads",
+                [
+                    Table(
+                        "Heads that attend most to the successor",
+                        ["on", "block.head", "to the successor (95%)", "to the same"],
+                        rows,
+                        numeric=(2, 3),
+                    )
+                ],
+            )
+        )
+    dots: dict[str, dict[str, figures.Dot]] = {}
+    for group in node["ablation"].each(optional=True):
+        name = group["group"].text()
+        if name == "none":
+            continue
+        for loss, text in (("copied", "second copy of a text"), ("visual", "LM4LV's visual loss")):
+            if loss in group:
+                value, span = _estimate(group[loss]["rise"])
+                dots.setdefault(name, {})[text] = figures.Dot(value, span)
+    if dots:
+        made.blocks.append(
+            figures.forest(
+                dots,
+                "rise of the loss",
+                alt=f"Rise of the loss without groups of heads: {listed(list(dots))}",
+                caption="What is lost when heads are switched off: the strongest on text or on LM4LV's sequences, and random ones.",
+                zero=True,
+            )
+        )
+    said = node["reading"].texts()
+    if said:
+        made.blocks.append(Lines(said, kind="reading"))

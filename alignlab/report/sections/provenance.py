@@ -1,0 +1,112 @@
+"""How to get every number of the page again: commands, versions, hashes, seeds, hardware, time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from alignlab.report.blocks import Block, Cell, Fold, Lines, Section, Table, number
+from alignlab.report.node import Node
+from alignlab.report.source import Source
+
+PACKAGES = ("python", "alignlab", "torch", "transformers", "timm", "numpy", "scipy")
+LONGEST = 4000  # characters of a configuration
+
+
+def section(sources: Sequence[Source]) -> Section:
+    made = Section(
+        "reproduce",
+        "How to get these numbers again",
+        lead="Each result file, by the command that wrote it. Paths in commands are shortened to their last part.",
+    )
+    rows = []
+    for source in sources:
+        node = source.node
+        environment = node["environment"]
+        versions = ", ".join(f"{x} {environment[x].value}" for x in PACKAGES if isinstance(environment[x].value, str))
+        hardware = ", ".join(
+            str(environment[x].value)
+            for x in ("processor", "system", "device")
+            if isinstance(environment[x].value, str)
+        )
+        if isinstance(environment["threads"].value, int):
+            hardware += f", {environment['threads'].value} threads"
+        rows.append(
+            [
+                Cell(source.name),
+                Cell(_told(environment["command"])),
+                Cell(_seed(node)),
+                Cell(_took(node)),
+                Cell(_told(environment["time"])),
+                Cell(hardware or "not recorded"),
+                Cell(versions or "not recorded"),
+                Cell(source.sha256[:16]),
+            ]
+        )
+    headings = ["result", "command", "seed", "took", "when", "on", "versions", "SHA-256 of the file"]
+    made.blocks.append(Table("Result files", headings, rows, numeric=()))
+    parts = sorted({found for source in sources for found in _hashes(source.node.value)})
+    if parts:
+        made.blocks.append(
+            Table(
+                "Models and data, by their hashes",
+                ["name", "SHA-256"],
+                [[Cell(name), Cell(digest)] for name, digest in parts],
+            )
+        )
+    details: list[Block] = []
+    for source in sources:
+        config = {key: source.node[key].value for key in ("config", "recipe", "design", "budget") if key in source.node}
+        if config:
+            text = json.dumps(config, indent=1, ensure_ascii=False, default=str)
+            cut = text if len(text) <= LONGEST else text[:LONGEST] + "\n…"
+            details.append(Lines(cut.splitlines(), kind="code", title=source.name))
+    if details:
+        made.blocks.append(Fold("The exact configurations", details))
+    return made
+
+
+def _told(node: Node) -> str:
+    return node.value if isinstance(node.value, str) else "not recorded"
+
+
+def _seed(node: Node) -> str:
+    for place in (node["config"]["seed"], node["recipe"]["seed"], node["design"]["seed"]):
+        if isinstance(place.value, int) and not isinstance(place.value, bool):
+            return str(place.value)
+    return "–"
+
+
+def _took(node: Node) -> str:
+    """Seconds of computing, where a result counts them."""
+    seconds = node["seconds"].value
+    if isinstance(seconds, dict):
+        seconds = sum(x for x in seconds.values() if isinstance(x, int | float))
+    if not isinstance(seconds, int | float) and "learnt" in node:
+        seconds = node["learnt"]["seconds"].value
+    if not isinstance(seconds, int | float):
+        rows = node["rows"].value if isinstance(node["rows"].value, list) else []
+        spent = [
+            row["seconds"] for row in rows if isinstance(row, dict) and isinstance(row.get("seconds"), int | float)
+        ]
+        seconds = sum(spent) if spent else None
+    return "–" if seconds is None else f"{number(seconds, 0)} s"
+
+
+def _hashes(value: Any, named: str = "") -> Iterator[tuple[str, str]]:
+    """Every `NAME@sha256:DIGEST` of a result, and every set's fingerprint."""
+    if isinstance(value, dict):
+        if isinstance(value.get("fingerprint"), str) and value["fingerprint"].startswith("sha256:"):
+            yield f"data: {value.get('name', named)}", value["fingerprint"].removeprefix("sha256:")
+        for key, inner in value.items():
+            if key not in ("each", "matrix", "captions"):
+                yield from _hashes(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _hashes(inner, named)
+    elif isinstance(value, str) and len(value) < 500:
+        found = re.match(r"([^@\s]{1,200})@(?:sha256:)?([0-9a-f]{40,64})", value)
+        if found:
+            yield found[1], found[2]

@@ -1,0 +1,346 @@
+"""A page of result files: what it says, what it does with files that lack parts, and that nothing of them is executed."""
+
+import copy
+import hashlib
+import json
+import random
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from alignlab.cli import run
+from alignlab.report import write_report
+from alignlab.report.source import KINDS, read_all
+
+RESULTS = Path(__file__).parents[2] / "reports" / "results"
+HOSTILE = "<script>alert(1)</script>\"'&${x}{{ 7 * 7 }}$\\frac$"
+
+
+class Page(HTMLParser):
+    """The text of a page, its tags, and what each attribute holds."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.words, self.ids = [], [], [], []
+        self.inside = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value or "") for key, value in attributes]
+        self.ids += [value for key, value in attributes if key == "id"]
+        self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.inside:
+            while self.inside.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        if "script" not in self.inside and "style" not in self.inside:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def page(path):
+    return Page(Path(path).read_text(encoding="utf-8"))
+
+
+def result(name):
+    return json.loads((RESULTS / name / "result.json").read_text())
+
+
+def altered(tmp_path, name, change):
+    """A copy of a committed result with its pictures, changed."""
+    folder = tmp_path / name
+    shutil.copytree(RESULTS / name, folder, dirs_exist_ok=True)
+    value = result(name)
+    change(value)
+    (folder / "result.json").write_text(json.dumps(value))
+    return folder
+
+
+# --- what a page says ---
+
+
+def test_one_measurement_makes_a_page_that_reads_well(tmp_path):
+    written = write_report([RESULTS / "measure-scenes"], tmp_path / "one.html")
+    html = page(tmp_path / "one.html")
+    assert written.gaps == []
+    assert written.sections == ["Alignment", "How to get these numbers again"]
+    for told in (
+        "mae, beit and vqgan and smollm2: do they represent the world alike?",
+        "On scenes, all 3 encoders are more like smollm2 than shuffled pairings are (p 0.005 at most)",
+        "0.147 (0.137 to 0.159)",
+        "0.029 ± 0.001",
+        "Embedded laboratory.",
+        "alignlab measure --encoder all",
+    ):
+        assert told in html.text
+    # The files and models by their hashes.
+    digest = hashlib.sha256((RESULTS / "measure-scenes" / "result.json").read_bytes()).hexdigest()
+    assert digest[:16] in html.text
+    assert result("measure-scenes")["pairs"][0]["checkpoint"].partition("sha256:")[2] in html.text
+
+
+def test_everything_that_is_committed_makes_one_page(tmp_path):
+    written = write_report([RESULTS], tmp_path / "all.html")
+    assert written.gaps == []
+    assert written.size < 10e6
+    html = page(tmp_path / "all.html")
+    assert len(html.ids) == len(set(html.ids))
+    table4 = result("table4")
+    row = next(row for row in table4["rows"] if row["name"] == "MAE")
+    score, paper = row["columns"]["CS"]["score"], row["paper"]["CS"]
+    assert f"{score - paper:+.2f}" in html.text  # the difference stands beside both
+    assert table4["rows"][0]["gallery"]["truth"][0] in html.text
+
+
+def test_a_page_needs_nothing_else(tmp_path):
+    write_report([RESULTS], tmp_path / "all.html")
+    html = page(tmp_path / "all.html")
+    for tag, key, value in html.attributes:
+        if key in ("src", "href", "xlink:href", "data", "action", "srcset", "poster"):
+            assert value.startswith(("data:", "#")), (tag, key, value[:60])
+        assert not key.startswith("on"), (tag, key)
+    text = (tmp_path / "all.html").read_text(encoding="utf-8")
+    assert re.findall(r"@import|url\((?!#)", text) == []
+    policy = next(value for tag, _, value in html.attributes if tag == "meta" and value.startswith("default-src"))
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    import base64
+
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+
+
+def test_every_picture_has_its_words(tmp_path):
+    write_report([RESULTS], tmp_path / "all.html")
+    html = page(tmp_path / "all.html")
+    images = [value for tag, key, value in html.attributes if (tag, key) == ("img", "alt")]
+    assert len(images) == html.tags.count("img") > 10
+    assert all(images)
+
+
+def test_the_same_files_make_the_same_page(tmp_path):
+    write_report([RESULTS / "measure-scenes"], tmp_path / "a.html")
+    write_report([RESULTS / "measure-scenes"], tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_all_kinds_are_known_by_the_schemas_that_commands_write():
+    written = set()
+    for path in (Path(__file__).parents[2] / "alignlab").rglob("*.py"):
+        written |= set(
+            re.findall(r'"alignlab\.((?:re|cap|pro|ana|mea)[a-z0-9-]*)/1"', path.read_text(encoding="utf-8"))
+        )
+    # Plans and bookkeeping are no results; restored pictures and fine-tuned decoders have nothing to compare.
+    assert written - set(KINDS) <= {"reproduce-plan", "reproduce-all", "restore-apply", "restore-decoder"}
+
+
+# --- the command ---
+
+
+def test_the_command_writes_the_page_and_tells_what_it_shows(tmp_path, capsys):
+    out = tmp_path / "deep" / "page.html"
+    assert run(["report", str(RESULTS / "measure-scenes"), "-o", str(out), "--title", "Mine"]) == 0
+    told = capsys.readouterr()
+    assert "sections: Alignment" in told.out
+    assert "Mine" in page(out).text
+    assert told.err == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not json", "is no result of alignlab"),
+        ("[1, 2]", "has no schema"),
+        ('{"schema": "alignlab.measure"}', "has no schema"),
+        ('{"schema": 3}', "has no schema"),
+        ("[" * 100_000, "is no result of alignlab"),
+        ('{"schema": "alignlab.measure/1"}', "nothing can be shown"),
+        ('{"schema": "alignlab.measure/2", "pairs": []}', "a newer alignlab shows it"),
+        ('{"schema": "alignlab.restore-apply/1"}', "does not show alignlab.restore-apply"),
+    ],
+)
+def test_a_file_that_cannot_be_shown_is_named_with_the_reason(tmp_path, capsys, content, message):
+    path = tmp_path / "result.json"
+    path.write_text(content)
+    assert run(["report", str(path), "-o", str(tmp_path / "page.html")]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_paths_that_are_not_there_or_hold_nothing(tmp_path, capsys):
+    assert run(["report", str(tmp_path / "none"), "-o", str(tmp_path / "page.html")]) == 2
+    assert run(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 2
+    assert run(["report", str(RESULTS / "measure-scenes"), "-o", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "none" in told
+    assert "has no result.json" in told
+    assert "name a file" in told
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    for parent in ("a", "b"):
+        shutil.copytree(RESULTS / "measure-scenes", tmp_path / parent / "run")
+    found = read_all([tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "run"])
+    assert [source.name for source in found] == ["a/run", "b/run"]
+
+
+# --- files that lack parts ---
+
+
+def test_a_newer_file_among_others_is_a_marked_gap(tmp_path):
+    newer = altered(tmp_path, "measure-scenes", lambda value: value.update(schema="alignlab.measure/7"))
+    written = write_report([RESULTS / "measure-photos", newer], tmp_path / "page.html")
+    assert len(written.gaps) == 1
+    assert "version 7" in page(tmp_path / "page.html").text
+
+
+def test_scores_that_are_no_numbers_are_marked(tmp_path):
+    def change(value):
+        value["pairs"][0]["score"] = float("nan")
+        value["pairs"][1]["matrix"][2][3] = None
+        del value["pairs"][2]["calibrated"]
+        value["pairs"][3]["matrix"] = "none"
+
+    written = write_report([altered(tmp_path, "measure-scenes", change)], tmp_path / "page.html")
+    text = page(tmp_path / "page.html").text
+    assert [gap.partition(": ")[2] for gap in written.gaps] == [
+        "pairs[0].score is nan, not a number",
+        f"pairs[1].matrix has 1 of {7 * 31} cells that are no numbers",
+        "pairs[3].matrix is 'none', not a matrix",
+    ]
+    assert all(gap in text for gap in written.gaps)
+    assert "nan" not in re.sub(r"is nan, not", "", text)
+
+
+def test_hostile_text_is_text(tmp_path):
+    def change(value):
+        value["pairs"][0].update(encoder=HOSTILE, metric=HOSTILE, llm=HOSTILE)
+        value["data"]["name"] = HOSTILE
+        value["notes"] = [HOSTILE]
+        value["environment"]["command"] = HOSTILE
+        value["config"][HOSTILE] = HOSTILE
+
+    write_report([altered(tmp_path, "measure-scenes", change)], tmp_path / "page.html", title=HOSTILE)
+    html = page(tmp_path / "page.html")
+    assert html.tags.count("script") == 1
+    assert " ".join(HOSTILE.split()) in html.text  # as it is: nothing of it was computed or cut
+    assert not any(key.startswith("on") for _, key, _ in html.attributes)
+
+
+def test_a_hostile_caption_is_text(tmp_path):
+    def change(value):
+        value["rows"][0]["gallery"]["said"][0] = HOSTILE
+        value["rows"][0]["gallery"]["truth"][0] = HOSTILE
+        value["rows"][0]["name"] = HOSTILE
+
+    written = write_report([altered(tmp_path, "table4", change)], tmp_path / "page.html")
+    html = page(tmp_path / "page.html")
+    assert html.tags.count("script") == 1
+    assert written.gaps == []
+    assert html.text.count("alert(1)") >= 3
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/passwd", ".hidden.png", "..", "missing.png", "text.png", 7])
+def test_only_pictures_beside_the_result_are_read(tmp_path, name):
+    folder = altered(tmp_path, "denoise-4000", lambda value: value["evaluations"][0].update(picture=name))
+    (folder / "text.png").write_text("no picture")
+    (folder / ".hidden.png").write_bytes((RESULTS / "denoise-4000" / "scenes-denoise.jpg").read_bytes())
+    written = write_report([folder], tmp_path / "page.html")
+    assert len(written.gaps) == 1
+    assert "img" not in page(tmp_path / "page.html").tags
+
+
+def test_a_link_beside_the_result_is_not_followed(tmp_path):
+    folder = altered(tmp_path, "denoise-4000", lambda value: value["evaluations"][0].update(picture="link.jpg"))
+    (folder / "link.jpg").symlink_to(RESULTS / "denoise-4000" / "scenes-denoise.jpg")
+    assert len(write_report([folder], tmp_path / "page.html").gaps) == 1
+
+
+def test_a_damaged_sheet_is_a_gap_and_not_a_broken_page(tmp_path):
+    def change(value):
+        value["rows"][0]["gallery"]["sheet"]["n"] = 3
+        value["rows"][1]["gallery"]["said"].pop()
+
+    written = write_report([altered(tmp_path, "table4", change)], tmp_path / "page.html")
+    assert len(written.gaps) == 2
+    assert "captions-VQGAN-sheet.png cannot be shown" in written.gaps[0]
+    assert "15 captions" in written.gaps[1]
+
+
+def _places(value, at=()):
+    """Where every value of a result stands."""
+    yield at
+    members = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    for key, inner in members:
+        yield from _places(inner, (*at, key))
+
+
+@pytest.mark.parametrize("name", ["measure-scenes", "table4", "denoise-4000", "reconstruct-scenes", "compute-paper"])
+def test_whatever_is_wrong_in_a_file_the_page_is_whole_or_refused(tmp_path, name):
+    dice = random.Random(0)
+    value = result(name)
+    for several in ("rows", "pairs"):  # one is enough, and faster
+        if several in value:
+            value[several] = value[several][:1]
+    places = [place for place in _places(value) if place and place != ("schema",)]
+    folder = tmp_path / name
+    shutil.copytree(RESULTS / name, folder)
+    wrong = [
+        None,
+        float("nan"),
+        float("inf"),
+        -1,
+        10**400,
+        "x" * 5000,
+        HOSTILE,
+        [],
+        {},
+        [[]],
+        True,
+        [None],
+        {"mean": "a"},
+    ]
+    for _ in range(40):
+        broken = copy.deepcopy(value)
+        for place in dice.sample(places, dice.randint(1, 4)):
+            inner = broken
+            try:
+                for key in place[:-1]:
+                    inner = inner[key]
+                if dice.random() < 0.3:
+                    del inner[place[-1]]
+                else:
+                    inner[place[-1]] = dice.choice(wrong)
+            except (KeyError, IndexError, TypeError):  # an earlier change has taken its place away
+                continue
+        (folder / "result.json").write_text(json.dumps(broken))
+        try:
+            write_report([folder], tmp_path / "page.html")
+        except ValueError as error:
+            assert "can be shown" in str(error) or "no result of alignlab" in str(error)  # noqa: PT017
+            continue
+        html = page(tmp_path / "page.html")
+        assert html.tags.count("script") == 1
+        assert {"main", "footer", "table"} <= set(html.tags)
+
+
+def test_a_page_that_would_be_too_large_shows_fewer_pictures(tmp_path, monkeypatch):
+    whole = write_report([RESULTS / "table4"], tmp_path / "whole.html")
+    monkeypatch.setattr("alignlab.report.page.LARGEST", whole.size // 2)
+    thinned = write_report([RESULTS / "table4"], tmp_path / "thinned.html")
+    assert thinned.size <= whole.size // 2
+    assert "Pictures are left out" in page(tmp_path / "thinned.html").text
+    monkeypatch.setattr("alignlab.report.page.LARGEST", 1000)
+    with pytest.raises(ValueError, match="give fewer results"):
+        write_report([RESULTS / "table4"], tmp_path / "none.html")
+    assert not (tmp_path / "none.html").exists()
