@@ -112,6 +112,7 @@ SAYS = {
     "fig6": "a single linear layer is insufficient: the main structure remains, the images have weird colours and are "
     "divided into patches",
     "fig7": "a randomly initialised LLM gives messy outputs: it fails to generate meaningful images",
+    "depth": "nothing of this: its language models are whole",
     "table2": "on all restoration tasks LM4LV is above MAE-r; on spatial tasks it comes close to MAE-r, which is the upper "
     "bound there",
     "table3": "LM4LV surpasses the MLP but falls behind the Transformer in denoising; both fail to rotate, the LLM handles "

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 SCHEMA, PLAN_SCHEMA = "alignlab.reproduce/1", "alignlab.reproduce-plan/1"
 TABLE4 = "table4"  # made of captions and alignments, and so of another kind than the others
+ALL = "all"
 
 
 def reproduce(
-    target: str = typer.Argument(..., help="table2, table3, table4, table7, fig4, fig5, fig6 or fig7."),
+    target: str = typer.Argument(..., help="table2, table3, table4, table7, fig4, fig5, fig6, fig7, depth, or all."),
     lab: str = typer.Option(
         "embedded", help="embedded: small models that come along, on scenes; paper: the paper's (a GPU, the hub)."
     ),
@@ -56,7 +57,9 @@ def reproduce(
 ) -> None:
     """Reproduce a table or figure of the LM4LV paper: train what is missing, reuse what is finished, compare.
 
-    A run that was stopped goes on, and one that several targets need is trained once.
+    A run that was stopped goes on, and one that several targets need is trained once. depth is not in the paper: denoising
+    through the first blocks of the language model. all makes every target, measurement, probe and analysis of the
+    laboratory, and a report of them.
 
     Example: alignlab reproduce table3 --lab embedded --dry-run
     """
@@ -70,6 +73,16 @@ def reproduce(
         raise ValueError(f"--accumulate must be 1 or more, got {accumulate}")
     if seed < 0:
         raise ValueError(f"--seed must be 0 or more, got {seed}")
+    if target == ALL:
+        from alignlab.cli.reproduce_all import reproduce_all
+
+        for option, given in {"images": images, "only": only, "longest": longest, "data": data, "test": test}.items():
+            if given:
+                raise ValueError(f"--{option} is for one target; all takes each as it is")
+        if encoder or align_on:
+            raise ValueError(f"{'--encoder' if encoder else '--align-on'} is for {TABLE4}; all takes each as it is")
+        reproduce_all(laboratory, n, seed, dry_run, no_train, runs, accumulate, device, out, json_file)
+        return
     if target == TABLE4:
         from alignlab.cli.reproduce_table4 import reproduce_table4
 
@@ -82,7 +95,7 @@ def reproduce(
         reproduce_table4(lab, wanted, dry_run, no_train, runs, accumulate, device, out, json_file)
         return
     if target not in targets.TARGETS:
-        raise ValueError(f"there is no target {target!r}; there are {', '.join([*targets.TARGETS, TABLE4])}")
+        raise ValueError(f"there is no target {target!r}; there are {', '.join([*targets.TARGETS, TABLE4, ALL])}")
     if encoder or align_on:
         raise ValueError(f"{'--encoder' if encoder else '--align-on'} is for {TABLE4}; {target} has rows of its own")
     what = targets.target(target, laboratory, images=images, n=n, data=tuple(data), test=tuple(test), seed=seed).only(

@@ -25,6 +25,7 @@ SECTIONS: tuple[Callable[[Sequence[Source]], Section | None], ...] = (
     analysis.adapters,
     analysis.correlation,
     analysis.compute,
+    analysis.plan,
 )
 # What each kind of result asks, for the question at the top.
 ASKS = {
@@ -42,6 +43,7 @@ ASKS = {
     "analyse-adapters": "what do the adapters do by themselves",
     "analyse-correlation": "does alignment predict restoration",
     "analyse-compute": "what does it cost",
+    "reproduce-plan": "what would it take",
 }
 
 

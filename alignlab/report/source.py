@@ -28,6 +28,7 @@ KINDS = {
     "analyse-adapters": 1,
     "analyse-correlation": 1,
     "analyse-compute": 1,
+    "reproduce-plan": 1,
 }
 
 

@@ -42,6 +42,9 @@ class Lab:
     features: str = "whitened"
     accumulate: int = 1
     main: str = "mae"
+    # "depth" goes through so many first blocks of the language model, and through all of it, before each of these encoders.
+    depths: tuple[int, ...] = ()
+    before: tuple[str, ...] = ()
 
 
 EMBEDDED = Lab(
@@ -59,6 +62,8 @@ EMBEDDED = Lab(
         "random-weights": ("mae" + POSITION, "smollm2@random"),
     },
     data=("scenes",),
+    depths=(6, 12, 24),
+    before=("mae" + POSITION, "beit" + POSITION, "vqgan" + POSITION),
 )
 PAPER = Lab(
     "paper",
@@ -84,6 +89,8 @@ PAPER = Lab(
     ),
     features="raw",
     accumulate=16,
+    depths=(8, 16, 24),
+    before=("mae", "beit", "vqgan"),
 )
 LABS = {lab.name: lab for lab in (EMBEDDED, PAPER)}
 
@@ -214,6 +221,17 @@ def _fig7(bench: _Bench) -> Target:
     return Target("fig7", "Figure 7: a language model with random weights", rows, pairs)
 
 
+def _depth(bench: _Bench) -> Target:
+    """What the paper has not: how much of the language model it takes, and whether alignment at a depth tells."""
+    cuts = [f"[:{blocks}]" for blocks in bench.lab.depths]
+    rows = tuple(
+        bench.row(f"{encoder}/{cut[2:-1] or 'all'}", "denoise", encoder=encoder, llm=bench.lab.llm + cut)
+        for encoder in bench.lab.before
+        for cut in (*cuts, "")
+    )
+    return Target("depth", "Depth: denoising through the first blocks of the language model", rows)
+
+
 TARGETS: dict[str, Callable[[_Bench], Target]] = {
     "table2": _table2,
     "table3": _table3,
@@ -222,6 +240,7 @@ TARGETS: dict[str, Callable[[_Bench], Target]] = {
     "fig5": _fig5,
     "fig6": _fig6,
     "fig7": _fig7,
+    "depth": _depth,
 }
 
 

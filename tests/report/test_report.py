@@ -138,8 +138,8 @@ def test_all_kinds_are_known_by_the_schemas_that_commands_write():
         written |= set(
             re.findall(r'"alignlab\.((?:re|cap|pro|ana|mea)[a-z0-9-]*)/1"', path.read_text(encoding="utf-8"))
         )
-    # Plans and bookkeeping are no results; restored pictures and fine-tuned decoders have nothing to compare.
-    assert written - set(KINDS) <= {"reproduce-plan", "reproduce-all", "restore-apply", "restore-decoder"}
+    # Bookkeeping is no result; restored pictures and fine-tuned decoders have nothing to compare.
+    assert written - set(KINDS) <= {"reproduce-all", "restore-apply", "restore-decoder"}
 
 
 # --- the command ---

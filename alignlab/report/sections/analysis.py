@@ -197,6 +197,46 @@ def compute(sources: Sequence[Source]) -> Section | None:
     return made if made.blocks else None
 
 
+def plan(sources: Sequence[Source]) -> Section | None:
+    """What runs would take that were not made: time, memory, downloads."""
+    made = Section(
+        "plan", "Plans", lead="What it would take to run these; nothing here was measured but the rate of products."
+    )
+    for source in sources:
+        if source.kind != "reproduce-plan":
+            continue
+        node = source.node
+        rows = []
+        for row in node["rows"].each():
+            design = row["design"]
+            hours, memory = row["hours_left"].number(optional=True), row["memory_gb"].number(optional=True)
+            images = row["images"].number()
+            line = [Cell(row["run"].text()), Cell(row["state"].text()), Cell(design["encoder"].text())]
+            line += [Cell(design["llm"].text() if isinstance(design["llm"].value, str) else "–")]
+            rows.append([*line, Cell(number(images, 0), images), cell(memory, 1), cell(hours, 1)])
+        if rows:
+            headings = ["run", "state", "encoder", "language model", "images", "memory (GB)", "hours left"]
+            rate = node["rate_tflops"].number(optional=True)
+            how = f"at {number(rate, 2)} TFLOP/s, measured" if rate is not None else "on the paper's GPUs"
+            made.blocks.append(
+                Table(
+                    f"{node['title'].text(source.name)}: {number(node['hours_left'].number(), 1)} hours left, {how}",
+                    headings,
+                    rows,
+                    numeric=(4, 5, 6),
+                )
+            )
+        needs = []
+        for need in node["weights"].each(optional=True):
+            state = "here" if need["here"].value else f"to get, {number(need['gb'].number(optional=True), 2)} GB"
+            gated = ", gated" if need["gated"].value else ""
+            needs.append(f"{need['name'].text()}: {state}{gated}")
+        needs += [f"data: {text}" for text in node["data_missing"].texts()]
+        if needs:
+            made.blocks.append(Lines(needs, kind="note", title="Weights and data"))
+    return made if made.blocks else None
+
+
 def _si(x: float) -> str:
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(x) >= size:

@@ -1,0 +1,123 @@
+"""Everything of a laboratory by one command: what it is made of, what is reused, what it costs."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignlab.captioning import table4
+from alignlab.cli import run
+from alignlab.cli.reproduce_all import Step, is_made, steps
+from alignlab.restoration import targets
+
+RESULTS = Path(__file__).parents[2] / "reports" / "results"
+OPTIONS = {"n": 256, "seed": 0, "no_train": False, "accumulate": None, "device": "auto"}
+
+
+@pytest.mark.parametrize("lab", ["embedded", "paper"])
+def test_every_target_and_every_kind_of_result_is_made(lab):
+    made = steps(targets.open_lab(lab), Path("reports/results"), Path("runs"), **OPTIONS)
+    names = [step.name for step in made]
+    assert len(set(names)) == len(names)
+    assert {*targets.TARGETS, table4.NAME} <= set(names)
+    firsts = [step.arguments[:2] for step in made]
+    for command in (("probe", "layers"), ("probe", "linear"), ("probe", "induction"), ("analyse", "adapters")):
+        assert command in firsts
+    assert names[-1] == "correlation"  # it reads the others' results
+
+
+@pytest.mark.parametrize("lab", ["embedded", "paper"])
+def test_every_step_is_a_command_that_the_parser_takes(lab, capsys):
+    from alignlab.cli import app
+
+    for step in steps(targets.open_lab(lab), Path("reports/results"), Path("runs"), **{**OPTIONS, "seed": 3}):
+        # With --help behind it, the parser refuses what it does not know and runs nothing.
+        assert run([*step.arguments, "--help"]) == 0, step.command
+        assert capsys.readouterr().err == ""
+    assert app.info.name == "alignlab"
+
+
+def test_the_plan_counts_every_run_once(tmp_path, capsys):
+    plan = tmp_path / "plan.json"
+    assert run(["reproduce", "all", "--lab", "paper", "--dry-run", "--runs", str(tmp_path), "--json", str(plan)]) == 0
+    found = json.loads(plan.read_text())
+    names = [row["run"] for row in found["rows"]]
+    assert len(set(names)) == len(names) > 30
+    shared = next(
+        row for row in found["rows"] if row["run"].startswith("denoise-lm4lv-vit-mae-large-Llama-2-7b-chat-hf-1")
+    )
+    assert set(shared["targets"]) == {"table2", "table3", "fig5", "fig6", "fig7", "depth"}
+    assert found["hours_left"] == pytest.approx(sum(row["hours_left"] for row in found["rows"]))
+    assert found["memory_gb"] == max(row["memory_gb"] for row in found["rows"])
+    assert found["download_gb"] > 20
+    told = capsys.readouterr().out
+    assert "GPU memory at most" in told
+    assert "weights: meta-llama/Llama-2-7b-chat-hf: to get" in told
+
+
+def test_a_result_of_another_command_or_version_is_not_reused(tmp_path):
+    step = Step("measure-scenes", ("measure", "--encoder", "mae"), kept=True)
+    folder = tmp_path / step.name
+    folder.mkdir()
+    from alignlab import __version__
+
+    def write(command, version=__version__):
+        environment = {"command": command, "alignlab": version}
+        (folder / "result.json").write_text(json.dumps({"environment": environment}))
+
+    assert not is_made(step, tmp_path)
+    write("alignlab measure --encoder mae --out elsewhere")
+    assert is_made(step, tmp_path)
+    write("alignlab measure --encoder mae --out elsewhere", "0.0.1")
+    assert not is_made(step, tmp_path)
+    write("alignlab measure --encoder beit")
+    assert not is_made(step, tmp_path)
+    (folder / "result.json").write_text("[]")
+    assert not is_made(step, tmp_path)
+
+
+def test_options_of_one_target_are_refused(capsys):
+    for option in (["--only", "denoise"], ["--images", "8"], ["--encoder", "mae"], ["--longest"]):
+        assert run(["reproduce", "all", *option]) == 2
+        assert option[0] in capsys.readouterr().err
+
+
+def test_what_is_finished_makes_a_report(tmp_path):
+    """Without training: finished results are kept, unfinished runs are gaps, and the page is written."""
+    out = tmp_path / "reports"
+    shutil.copytree(RESULTS / "compute-paper", out / "results" / "compute-paper")
+    told = tmp_path / "all.json"
+    command = [
+        "reproduce",
+        "all",
+        "--no-train",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--out",
+        str(out),
+        "--json",
+        str(told),
+    ]
+    done = subprocess.run([sys.executable, "-m", "alignlab", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    states = {one["step"]: one["state"] for one in json.loads(told.read_text())["steps"]}
+    assert states["compute-paper"] == "kept"
+    assert states["measure-scenes"] == "left out: it is not made yet"
+    assert states["table2"] == "made"
+    assert states["adapters"].startswith("left out: it reads denoise-")
+    assert "denoise: missing" in (out / "embedded.html").read_text()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_step_that_fails_says_which(tmp_path, capsys, monkeypatch):
+    """Tables of an unwritable folder cannot be made."""
+    out = tmp_path / "reports"
+    (out / "results").mkdir(parents=True)
+    (out / "results" / "table4").write_text("a file where a folder should be")
+    assert run(["reproduce", "all", "--no-train", "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 1
+    told = capsys.readouterr().err
+    assert "step 3 of" in told
+    assert "alignlab reproduce table4" in told
