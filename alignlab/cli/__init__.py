@@ -27,25 +27,39 @@ from alignlab.cli import (
     restore,
 )
 
+WAY = """Do a vision encoder and a language model represent the world alike?
+
+Start with:  alignlab measure --encoder mae
+
+Your own images:  alignlab measure --encoder mae --data my-photos/
+
+Can the language model read the encoder?  alignlab caption train --help
+
+Can it write the encoder's features?  alignlab restore train --help
+
+A page of the results:  alignlab report runs/*
+"""
+QUESTIONS, INSIDE, TOGETHER, PARTS = "The three questions", "Look inside", "Put together", "Models, data, this machine"
+
 app = typer.Typer(
     name="alignlab",
-    help="Do a vision encoder and a language model represent the world alike? Start with: alignlab measure --encoder mae",
+    help=WAY,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("measure")(measure.measure)
-app.add_typer(caption.app, name="caption")
-app.command("reconstruct")(reconstruct.reconstruct)
-app.add_typer(restore.app, name="restore")
-app.add_typer(probe.app, name="probe")
-app.add_typer(analyse.app, name="analyse")
-app.command("reproduce")(reproduce.reproduce)
-app.command("report")(report.report)
-app.command("pretrain")(pretrain.pretrain)
-app.add_typer(models.app, name="models")
-app.add_typer(data.app, name="data")
-app.command("doctor")(doctor.doctor)
+app.command("measure", rich_help_panel=QUESTIONS)(measure.measure)
+app.add_typer(caption.app, name="caption", rich_help_panel=QUESTIONS)
+app.add_typer(restore.app, name="restore", rich_help_panel=QUESTIONS)
+app.command("reconstruct", rich_help_panel=INSIDE)(reconstruct.reconstruct)
+app.add_typer(probe.app, name="probe", rich_help_panel=INSIDE)
+app.add_typer(analyse.app, name="analyse", rich_help_panel=INSIDE)
+app.command("reproduce", rich_help_panel=TOGETHER)(reproduce.reproduce)
+app.command("report", rich_help_panel=TOGETHER)(report.report)
+app.add_typer(models.app, name="models", rich_help_panel=PARTS)
+app.add_typer(data.app, name="data", rich_help_panel=PARTS)
+app.command("pretrain", rich_help_panel=PARTS)(pretrain.pretrain)
+app.command("doctor", rich_help_panel=PARTS)(doctor.doctor)
 
 INTERRUPTED = 130  # what the parser makes of Ctrl-C
 
@@ -92,6 +106,8 @@ def run(arguments: list[str] | None = None) -> int:
         status = stop.exit_code
     except Exception as error:
         usage = getattr(error, "format_message", None)  # of the parser's own errors: unknown options, missing values
+        if type(error).__name__ == "NoArgsIsHelpError":  # a command without arguments has shown the way
+            return 0
         if usage is not None:
             return _fail(f"{usage()} (--help lists what there is)", 2)
         if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
