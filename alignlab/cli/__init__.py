@@ -14,6 +14,7 @@ import typer
 
 from alignlab.cli import (
     analyse,
+    cache,
     caption,
     data,
     doctor,
@@ -58,6 +59,7 @@ app.command("reproduce", rich_help_panel=TOGETHER)(reproduce.reproduce)
 app.command("report", rich_help_panel=TOGETHER)(report.report)
 app.add_typer(models.app, name="models", rich_help_panel=PARTS)
 app.add_typer(data.app, name="data", rich_help_panel=PARTS)
+app.add_typer(cache.app, name="cache", rich_help_panel=PARTS)
 app.command("pretrain", rich_help_panel=PARTS)(pretrain.pretrain)
 app.command("doctor", rich_help_panel=PARTS)(doctor.doctor)
 

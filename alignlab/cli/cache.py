@@ -1,0 +1,150 @@
+"""`alignlab cache`: what is kept on disk of earlier runs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from alignlab.features.cache import Entry
+
+app = typer.Typer(
+    help="The features that earlier runs have computed: list them, check every byte, throw some away.",
+    no_args_is_help=True,
+)
+DAY = 86_400
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command("list")
+def list_() -> None:
+    """List the computed features, the largest first, and where they lie.
+
+    Example: alignlab cache list
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from alignlab.cli.common import console
+    from alignlab.features.cache import entries
+    from alignlab.paths import home
+
+    found = entries()
+    screen = console()
+    table = Table()
+    for heading in ("features", "model", "data", "pool", "dtype"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("items", "size", "changed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in found:
+        items = one.trouble or (f"{one.n:,}" if one.complete else f"{one.items:,} of {one.n:,}")
+        names = (one.folder.name[:8], one.model, one.data, one.pool, one.dtype)
+        table.add_row(
+            *map(escape, names), items, _size(one.size), time.strftime("%Y-%m-%d", time.localtime(one.changed))
+        )
+    if found:
+        screen.print(table)
+    total = _size(sum(one.size for one in found))
+    screen.print(escape(f"{len(found)} set(s) of features, {total}, in {home()} (ALIGNLAB_HOME)"), soft_wrap=True)
+
+
+@app.command()
+def verify() -> None:
+    """Read every shard of computed features and compare it with its checksum; exit 1 where one is damaged.
+
+    A damaged shard is never used: the next run that wants it computes it anew.
+
+    Example: alignlab cache verify
+    """
+    from alignlab.features.cache import damaged, entries
+    from alignlab.progress import progress
+
+    found = entries()
+    wrong = 0
+    with progress("verify", len(found), "sets") as tick:
+        for number, one in enumerate(found, 1):
+            for name in damaged(one):
+                wrong += 1
+                typer.echo(f"damaged: {name} of {_named(one)}")
+            if one.trouble:
+                wrong += 1
+                typer.echo(f"damaged: {_named(one)}: {one.trouble}")
+            tick(number)
+    shards = sum(len(one.hashes) for one in found)
+    if wrong:
+        raise RuntimeError(
+            f"{wrong} of {shards} shard(s) in {len(found)} set(s) of features are damaged or cannot be told; they are computed "
+            "anew when they are needed, or: alignlab cache prune --damaged"
+        )
+    typer.echo(f"{shards} shard(s) in {len(found)} set(s) of features are as they were written")
+
+
+@app.command()
+def prune(
+    model: list[str] = typer.Option([], help="Features of this model; may be repeated."),
+    data: list[str] = typer.Option([], help="Features of this set; may be repeated."),
+    older: float | None = typer.Option(None, help="Not changed for so many days."),
+    incomplete: bool = typer.Option(False, "--incomplete", help="Those that no run has finished."),
+    damaged: bool = typer.Option(
+        False, "--damaged", help="Those with a damaged shard or manifest; every byte is read."
+    ),
+    everything: bool = typer.Option(False, "--everything", help="All of them."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Tell what would go, and delete nothing."),
+) -> None:
+    """Delete computed features that fit every option given; what a run is writing is left alone.
+
+    Example: alignlab cache prune --older 30 --dry-run
+    """
+    from alignlab.features.cache import damaged as damaged_shards
+    from alignlab.features.cache import entries, remove
+
+    if older is not None and not older >= 0:
+        raise ValueError(f"--older must be 0 or more, got {older}")
+    chosen = bool(model or data or older is not None or incomplete or damaged)
+    if chosen == everything:
+        raise ValueError(
+            "say what to delete: --model, --data, --older, --incomplete, --damaged, or --everything alone"
+            if not chosen
+            else "--everything stands alone"
+        )
+    found = entries()
+    for option, names, known in (("model", model, {e.model for e in found}), ("data", data, {e.data for e in found})):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"--{option} {name}: there is {', '.join(sorted(known)) or 'nothing'}")
+    now, freed, gone = time.time(), 0, 0
+    for one in found:
+        fits = (
+            (not model or one.model in model)
+            and (not data or one.data in data)
+            and (older is None or now - one.changed >= older * DAY)
+            and (not incomplete or not one.complete)
+            and (not damaged or bool(one.trouble) or any(damaged_shards(one)))
+        )
+        if not fits:
+            continue
+        if not dry_run and not remove(one):
+            typer.echo(f"left alone, a run is writing it: {_named(one)}")
+            continue
+        typer.echo(f"{'would delete' if dry_run else 'deleted'}: {_named(one)}, {_size(one.size)}")
+        freed, gone = freed + one.size, gone + 1
+    typer.echo(f"{gone} set(s) of features, {_size(freed)}{' would be freed' if dry_run else ' freed'}")
+
+
+def _named(one: Entry) -> str:
+    about = "" if one.trouble else f" ({one.model} on {one.data}, {one.pool})"
+    return f"{one.folder.name[:8]}{about}"
+
+
+def _size(bytes_: int) -> str:
+    """
+    >>> _size(999), _size(2_500_000)
+    ('0.00 MB', '2.50 MB')
+    """
+    return f"{bytes_ / 1e9:.2f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.2f} MB"

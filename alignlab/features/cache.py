@@ -1,0 +1,88 @@
+"""What the feature store holds: listed, checked byte by byte, and thrown away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignlab.features.store import SCHEMA, SHARD
+from alignlab.paths import home
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One folder of the store. `items` of `n` are finished; `trouble` says why its manifest cannot be read."""
+
+    folder: Path
+    model: str
+    checkpoint: str
+    data: str
+    pool: str
+    dtype: str
+    n: int
+    items: int
+    size: int
+    changed: float  # seconds since 1970 of the manifest's last change
+    hashes: dict[str, str]
+    trouble: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return not self.trouble and self.items == self.n
+
+
+def entries() -> list[Entry]:
+    """Everything in the store, the largest first."""
+    root = home() / "features"
+    folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    return sorted((_entry(folder) for folder in folders), key=lambda entry: -entry.size)
+
+
+def _entry(folder: Path) -> Entry:
+    files = [path for path in folder.iterdir() if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    changed = max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {manifest['schema']!r}")
+        hashes, n = dict(manifest["shards"]), int(manifest["n"])
+        about = {key: str(manifest[key]) for key in ("model", "checkpoint", "data", "pool", "dtype")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = "it has no manifest" if isinstance(error, FileNotFoundError) else f"its manifest is damaged ({error})"
+        nothing = dict.fromkeys(("model", "checkpoint", "data", "pool", "dtype"), "?")
+        return Entry(folder, **nothing, n=0, items=0, size=size, changed=changed, hashes={}, trouble=reason)
+    items = min(n, SHARD * sum((folder / name).is_file() for name in hashes))
+    return Entry(folder, **about, n=n, items=items, size=size, changed=changed, hashes=hashes)
+
+
+def damaged(entry: Entry) -> Iterator[str]:
+    """The names of its shards that are not what the manifest vouches for; every byte is read."""
+    for name, expected in sorted(entry.hashes.items()):
+        digest = hashlib.sha256()
+        try:
+            with open(entry.folder / Path(name).name, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError:
+            yield name
+            continue
+        if digest.hexdigest() != expected:
+            yield name
+
+
+def remove(entry: Entry) -> bool:
+    """Delete a folder of the store; False, and nothing is deleted, while a run writes it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(entry.folder.with_name(entry.folder.name + ".lock"))
+    try:
+        with lock.acquire(timeout=0):
+            shutil.rmtree(entry.folder)
+    except Timeout:
+        return False
+    return True
