@@ -27,12 +27,13 @@ from alignlab.data.entries import (
     refuse_undecodable,
     short,
 )
+from alignlab.data.tarred import read_shards, shards
 from alignlab.paths import shipped
 
 ACCEPTED = (
     "'scenes', 'scenes-train[:N]', 'wit1024', 'nocaps', 'nocaps:FOLDER', 'llava595k:FOLDER', 'imagenet:FOLDER', "
     "a folder (with captions.jsonl, or with a .txt beside each image), "
-    "a .jsonl or .csv file, or 'hf:NAME[@REVISION][:SPLIT]'"
+    "a .jsonl or .csv file, WebDataset shards ('x.tar', 'x-{000..015}.tar', a folder of them), or 'hf:NAME[@REVISION][:SPLIT]'"
 )
 _CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
 
@@ -54,6 +55,8 @@ def load_dataset(
               `captions` (a list of texts) on each line; other keys become `meta`;
             * a `.csv` file: a column `image` and one or more of `caption`, `captions` (a JSON list or one
               text), `caption_1`, `caption_2`, ...; rows with the same image are several captions of it;
+            * WebDataset shards, `"x.tar"`, `"x-{000..015}.tar"` or a folder of `.tar` files: an image and a `.txt` (or `.caption`,
+              or a `.json` with `caption`, `captions` or `text`; its other keys become `meta`) of one name. Nothing is unpacked;
             * `"hf:NAME[@REVISION][:SPLIT]"` on the Hugging Face hub, or with a local folder for NAME.
         n: the first n items only (with `skip_bad`: the first n good ones).
         skip_bad: leave out what cannot be used (a line that cannot be parsed, a missing or empty caption, an
@@ -118,6 +121,8 @@ def _open(source: str | Path, captions: bool) -> Opened:
         return open_hub(source)
     if isinstance(source, str) and named.parse(source):
         return named.open_named(source)
+    if isinstance(source, str) and (named_shards := shards(source)):
+        return Opened(_name_of(named_shards), source, read_shards(named_shards), _WHEN_SHARDS_ARE_EMPTY)
     # os.path takes any text; Path.expanduser and Path.exists raise for "~nobody" or a name of 300 letters
     path = Path(os.path.expanduser(source))
     if not str(source).strip() or not os.path.exists(path):
@@ -128,6 +133,8 @@ def _open(source: str | Path, captions: bool) -> Opened:
         file = path / "captions.jsonl"
         if file.is_file():
             return Opened(folder_name, str(file), read_jsonl(file))
+        if tars := sorted(path.glob("*.tar")):
+            return Opened(folder_name, str(path), read_shards(tars), _WHEN_SHARDS_ARE_EMPTY)
         return Opened(folder_name, str(path), _read_folder(path, captions), _when_folder_is_empty(path))
     name = folder_name if path.name == "captions.jsonl" else path.stem
     if path.suffix.lower() == ".jsonl":
@@ -135,6 +142,14 @@ def _open(source: str | Path, captions: bool) -> Opened:
     if path.suffix.lower() == ".csv":
         return Opened(name, str(path), _read_csv(path), "add one row an item under the header")
     raise ValueError(f"{path}: not a data set; accepted: {ACCEPTED}")
+
+
+_WHEN_SHARDS_ARE_EMPTY = "a shard holds an image and a text of one name for each item"
+
+
+def _name_of(paths: list[Path]) -> str:
+    """What the shards' names have in common, without the number."""
+    return re.sub(r"[-_.]?\d+$", "", paths[0].stem) or paths[0].resolve().parent.name
 
 
 def _unknown(source: str, path: Path) -> ValueError:
