@@ -22,6 +22,7 @@ TINY_TRAINING = "--steps 2 --batch-size 2 --n 2"
 # What makes a command small, by its first words; the last of an option given twice counts.
 SMALL = {
     "measure": "--n 24 --nulls 4 --resamples 4",
+    "extract": "--n 24",
     "restore train": TINY_TRAINING,
     "restore eval": "--n 2",
     "caption train": f"{TINY_TRAINING} --data scenes-train:8",

@@ -18,6 +18,7 @@ from alignlab.cli import (
     caption,
     data,
     doctor,
+    extract,
     measure,
     models,
     pretrain,
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.command("measure", rich_help_panel=QUESTIONS)(measure.measure)
 app.add_typer(caption.app, name="caption", rich_help_panel=QUESTIONS)
 app.add_typer(restore.app, name="restore", rich_help_panel=QUESTIONS)
+app.command("extract", rich_help_panel=INSIDE)(extract.extract)
 app.command("reconstruct", rich_help_panel=INSIDE)(reconstruct.reconstruct)
 app.add_typer(probe.app, name="probe", rich_help_panel=INSIDE)
 app.add_typer(analyse.app, name="analyse", rich_help_panel=INSIDE)

@@ -74,10 +74,12 @@ def measure(
     from alignlab.metrics.registry import REGISTRY, check_name
     from alignlab.models.registry import expand, find_encoder, find_llm
     from alignlab.provenance import environment
+    from alignlab.training import processes
 
     names = expand(encoder)
     metrics = [check_name(m) for m in dict.fromkeys(metric)]
     where = pick_device(device)
+    among = processes(where)
     dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)
     _check_sizes(metrics, len(dataset), k, nulls, resamples, split_half, seed)
     metric_options = _metric_options(option, metrics)
@@ -86,6 +88,9 @@ def measure(
         settle(REGISTRY[name], k, metric_options)
     language = find_llm(llm, device=where, device_map=device_map, **_llm_numbers(llm_dtype or dtype, dtype))
     encoders = [find_encoder(name, device=where, dtype=dtype) for name in names]
+    if among.rank > 0:  # it takes its share of the extraction; the first aligns, writes and speaks
+        _extract(language, encoders, dataset, pool, llm_pool, batch_size)
+        return
     folder = output_folder(out, "measure")
     if json_file is not None:
         check_writable(json_file.absolute().parent, "--json")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignlab.features.store import SCHEMA, SHARD
+from alignlab.features.store import SCHEMA, SHARD, is_being_written, is_whole
 from alignlab.paths import home
 
 
@@ -63,26 +62,15 @@ def _entry(folder: Path) -> Entry:
 def damaged(entry: Entry) -> Iterator[str]:
     """The names of its shards that are not what the manifest vouches for; every byte is read."""
     for name, expected in sorted(entry.hashes.items()):
-        digest = hashlib.sha256()
-        try:
-            with open(entry.folder / Path(name).name, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError:
-            yield name
-            continue
-        if digest.hexdigest() != expected:
+        if not is_whole(entry.folder / Path(name).name, expected):
             yield name
 
 
 def remove(entry: Entry) -> bool:
     """Delete a folder of the store; False, and nothing is deleted, while a run writes it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(entry.folder.with_name(entry.folder.name + ".lock"))
-    try:
-        with lock.acquire(timeout=0):
-            shutil.rmtree(entry.folder)
-    except Timeout:
+    if is_being_written(entry.folder):
         return False
+    shutil.rmtree(entry.folder)
+    for lock in entry.folder.parent.glob(f"{entry.folder.name}.*lock"):
+        lock.unlink(missing_ok=True)
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alignlab.data import ImageTextDataset, resize, to_tensor
-from alignlab.features.store import Layers, Spec, is_complete, join, load_or_compute
+from alignlab.features.store import Layers, Spec, fill, is_complete, join, load_or_compute
 from alignlab.models.registry import Handle
 from alignlab.progress import Tick, progress
 
@@ -70,45 +71,78 @@ def extract(model: Any, data: ImageTextDataset, *, pool: str | None = None, batc
     `pool` is one of the model's, by default its first. `batch_size` changes the speed, not the features (but for
     rounding).
 
-    What is computed is kept in the store: a killed run goes on where it stopped, and runs that want the same features
-    wait for one another.
+    What is computed is kept in the store: a killed run goes on where it stopped, and runs (or the processes of
+    `accelerate launch`) that want the same features share the work.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     handle = model if isinstance(model, Handle) else handle_of(model)
     spec = spec_of(handle, data, pool)
-    loaded: list[Any] = []
+    if is_complete(spec):  # nothing to compute, so nothing to show
+        layers = load_or_compute(spec, _computing(handle, data, spec, batch_size), _unseen, partial(_waiting, spec))
+    else:
+        with progress(f"extract {spec.model}", spec.n) as tick:
+            layers = load_or_compute(spec, *_shown(handle, data, spec, batch_size, tick), partial(_waiting, spec))
+    return Features(spec.model, spec.checkpoint, spec.pool, layers)
 
-    def compute(items: range, tick: Tick = _unseen) -> Layers:
+
+def extract_to_store(model: Any, data: ImageTextDataset, *, pool: str | None = None, batch_size: int = 64) -> Spec:
+    """What `extract` does, but that the features stay on disk: no more than 256 items of them are in memory."""
+    handle = model if isinstance(model, Handle) else handle_of(model)
+    spec = spec_of(handle, data, pool)
+    with progress(f"extract {spec.model}", spec.n) as tick:
+        fill(spec, *_shown(handle, data, spec, batch_size, tick), partial(_waiting, spec))
+    return spec
+
+
+def _computing(
+    handle: Handle, data: ImageTextDataset, spec: Spec, batch_size: int, tick: Tick | None = None
+) -> Callable[[range], Layers]:
+    """The features of some items; `tick(items done of these)`. The model is loaded when it is first needed."""
+    loaded: list[Any] = []
+    texts = [said[0] for said in data.captions] if handle.reads == "text" else []
+
+    def read(order: list[int]) -> Layers:
+        if handle.reads == "text":
+            return loaded[0].layers([texts[i] for i in order], pool=spec.pool).cpu()
+        return _read_images(loaded[0], data, order, spec.pool)
+
+    def compute(items: range) -> Layers:
         if not loaded:
             loaded.append(handle.load())
         # Captions of like length together, so that little is padded; pictures as they come.
-        order = sorted(items, key=lambda i: len(data.captions[i][0])) if handle.reads == "text" else list(items)
-        read = _read_captions if handle.reads == "text" else _read_images
+        order = sorted(items, key=lambda i: len(texts[i])) if texts else list(items)
         parts = []
         for at in range(0, len(order), batch_size):
-            parts.append(read(loaded[0], data, order[at : at + batch_size], spec.pool))
-            tick(items.start + min(at + batch_size, len(order)))
+            parts.append(read(order[at : at + batch_size]))
+            if tick is not None:
+                tick(min(at + batch_size, len(order)))
         back = torch.tensor(order).argsort()
         shard = join(parts)
         return shard[back] if isinstance(shard, Tensor) else [layer[back] for layer in shard]
 
-    def waiting() -> None:
-        log.warning("another run is extracting the features of %s on %s; waiting for it", spec.model, spec.data)
+    return compute
 
-    if is_complete(spec):  # nothing to wait for, so nothing to show
-        return Features(spec.model, spec.checkpoint, spec.pool, load_or_compute(spec, compute, _unseen, waiting))
-    with progress(f"extract {spec.model}", spec.n) as tick:
-        layers = load_or_compute(spec, partial(compute, tick=tick), tick, waiting)
-    return Features(spec.model, spec.checkpoint, spec.pool, layers)
+
+def _shown(
+    handle: Handle, data: ImageTextDataset, spec: Spec, batch_size: int, tick: Tick
+) -> tuple[Callable[[range], Layers], Callable[[int], None]]:
+    """`compute` and `progress` of the store, which tell `tick` of all items that are done, other processes' too."""
+    finished = [0]
+
+    def progressed(done: int) -> None:
+        finished[0] = done
+        tick(done)
+
+    return _computing(handle, data, spec, batch_size, lambda done: tick(finished[0] + done)), progressed
+
+
+def _waiting(spec: Spec) -> None:
+    log.warning("other runs are extracting the last features of %s on %s; waiting for them", spec.model, spec.data)
 
 
 def _unseen(done: int, note: str = "") -> None:
     pass
-
-
-def _read_captions(llm: Any, data: ImageTextDataset, items: list[int], pool: str) -> Layers:
-    return llm.layers([data.captions[i][0] for i in items], pool=pool).cpu()
 
 
 def _read_images(encoder: Any, data: ImageTextDataset, items: list[int], pool: str) -> Layers:

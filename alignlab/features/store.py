@@ -2,7 +2,7 @@
 
 A folder holds `manifest.json` (what the features are, and the SHA-256 of every finished shard) and
 `shard-00000.safetensors`, ... of 256 items each. Shards and manifest appear whole or not at all; a shard that the
-manifest does not vouch for is computed again. One process writes at a time, the others wait for it.
+manifest does not vouch for is computed again. Processes that want the same features share the work, a shard at a time.
 """
 
 from __future__ import annotations
@@ -58,35 +58,74 @@ def load_or_compute(
 ) -> Layers:
     """The features of a spec, from the store where it has them; `compute(items)` gives those of a missing shard.
 
-    `progress(items done)` is called as shards are ready, `waiting()` when another process is writing the same
-    features. Raises OSError, with the path, when the folder cannot be written.
+    `progress(items done)` is called as shards are ready, `waiting()` when other processes are at work on all that is left.
+    Raises OSError, with the path, when the folder cannot be written.
     """
     folder = spec.folder
     parts = _stored(folder, spec)  # no lock to read: files are replaced whole, and a finished cache may be read-only
-    ready = [part for part in parts if part is not None]
-    if len(ready) == len(parts):
-        return join(ready)
-    lock = _acquire(folder, waiting)
-    try:
-        with _readable_errors(folder):
-            for left_over in folder.glob(".*.tmp"):
-                left_over.unlink()
-        hashes = _vouched(folder, spec)
-        done: list[Layers] = []
-        for number, items in enumerate(shard_ranges(spec.n)):
-            path = folder / _shard_name(number)
-            part = _read(path, hashes.get(path.name))
-            if part is None:
-                part = compute(items)
-                with _readable_errors(folder):
-                    hashes[path.name] = _write(path, part)
-                    manifest = {"schema": SCHEMA, **asdict(spec), "shards": hashes}
-                    _write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
-            done.append(part)
-            progress(items.stop)
-        return join(done)
-    finally:
-        lock.release()
+    while any(part is None for part in parts):
+        fill(spec, compute, progress, waiting)
+        parts = _stored(folder, spec)
+    return join([part for part in parts if part is not None])
+
+
+def load(spec: Spec) -> Layers:
+    """The features of a spec that the store has whole. Raises RuntimeError where it has not, or no longer."""
+    parts = _stored(spec.folder, spec)
+    if any(part is None for part in parts):
+        raise RuntimeError(f"the store lacks features of {spec.model} on {spec.data}; run the command again")
+    return join([part for part in parts if part is not None])
+
+
+def first_shard(spec: Spec) -> Layers:
+    """The first shard's features, as `load`; they have the shapes of all."""
+    name = _shard_name(0)
+    part = _read(spec.folder / name, _vouched(spec.folder, spec).get(name))
+    if part is None:
+        raise RuntimeError(f"the store lacks features of {spec.model} on {spec.data}; run the command again")
+    return part
+
+
+def fill(
+    spec: Spec, compute: Callable[[range], Layers], progress: Callable[[int], None], waiting: Callable[[], None]
+) -> None:
+    """Compute what the store lacks of a spec, as `load_or_compute` does, and hold no more than a shard of it.
+
+    Any number of processes may do so at once: each claims one shard after another, and takes over what another one leaves
+    undone when it dies.
+    """
+    folder, ranges = spec.folder, shard_ranges(spec.n)
+    with _readable_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    hashes = _vouched(folder, spec)
+    left = [i for i in range(len(ranges)) if not is_whole(folder / _shard_name(i), hashes.get(_shard_name(i)))]
+    done = spec.n - sum(len(ranges[i]) for i in left)
+    told = False
+    while left:
+        taken = []
+        for number in left:
+            claim = _claim(folder, number)
+            if claim is None:
+                taken.append(number)
+                continue
+            try:
+                name = _shard_name(number)
+                if not is_whole(folder / name, _vouched(folder, spec).get(name)):  # nobody was faster
+                    part = compute(ranges[number])
+                    with _readable_errors(folder):
+                        _vouch(folder, spec, name, _write(folder / name, part))
+            finally:
+                claim.release()
+            done += len(ranges[number])
+            progress(done)
+        if taken:
+            if not told:
+                waiting()
+            told = True
+            _claim(folder, taken[0], timeout=-1).release()  # until its owner is done with it, or dead
+        left = taken
+    for left_over in (*folder.parent.glob(f"{folder.name}.*.lock"), *folder.glob(".*.tmp")):
+        left_over.unlink(missing_ok=True)  # nobody computes what is complete
 
 
 def _shard_name(number: int) -> str:
@@ -120,19 +159,45 @@ def _readable_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _acquire(folder: Path, waiting: Callable[[], None]) -> Any:
-    """Make the folder and take its lock, which the system lets go when the process ends, however it ends."""
-    from filelock import FileLock, Timeout
+def _lock(folder: Path, what: str = "") -> Any:
+    """The lock of a shard's number, or of the manifest; the system lets it go when the process ends, however it ends."""
+    from filelock import FileLock
+
+    return FileLock(folder.with_name(f"{folder.name}.{what}lock"))
+
+
+def _claim(folder: Path, number: int, timeout: float = 0) -> Any:
+    """A shard's lock, held until it is released; None where another process holds it for longer than `timeout` seconds."""
+    from filelock import Timeout
 
     with _readable_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(folder.name + ".lock"))
+        lock = _lock(folder, f"{number:05d}.")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=timeout)
         except Timeout:
-            waiting()
-            lock.acquire()
+            return None
     return lock
+
+
+def _vouch(folder: Path, spec: Spec, name: str, digest: str) -> None:
+    """Enter a shard into the manifest, which other processes write too."""
+    with _lock(folder):
+        hashes = {**_vouched(folder, spec), name: digest}
+        manifest = {"schema": SCHEMA, **asdict(spec), "shards": dict(sorted(hashes.items()))}
+        _write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+
+def is_being_written(folder: Path) -> bool:
+    """Whether a process holds the folder's manifest or one of its shards."""
+    from filelock import FileLock, Timeout
+
+    for path in folder.parent.glob(f"{folder.name}.*lock"):
+        try:
+            with FileLock(path).acquire(timeout=0):
+                pass
+        except Timeout:
+            return True
+    return False
 
 
 def _vouched(folder: Path, spec: Spec) -> dict[str, str]:
@@ -143,6 +208,20 @@ def _vouched(folder: Path, spec: Spec) -> dict[str, str]:
         return dict(manifest["shards"]) if same and manifest["schema"] == SCHEMA else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def is_whole(path: Path, expected: str | None) -> bool:
+    """Whether the file has the hash that the manifest gives."""
+    if expected is None:
+        return False
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return False
+    return digest.hexdigest() == expected
 
 
 def _read(path: Path, expected: str | None) -> Layers | None:

@@ -120,7 +120,7 @@ def test_what_a_run_is_writing_is_left_alone(store, capsys):
     from filelock import FileLock
 
     (entry,) = [entry for entry in entries() if entry.model == "hues"]
-    with FileLock(entry.folder.with_name(entry.folder.name + ".lock")):
+    with FileLock(entry.folder.with_name(entry.folder.name + ".00001.lock")):
         assert run(["cache", "prune", "--everything"]) == 0
     assert "left alone" in capsys.readouterr().out
     assert [entry.model for entry in entries()] == ["hues"]

@@ -1,0 +1,96 @@
+"""`alignlab extract`: features that later commands find, files for other programs, and work shared by processes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import alignlab as al
+from alignlab.cli import run
+from alignlab.features.cache import entries
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_features_are_kept_and_written_as_they_are(home, tmp_path, small_llm, capsys):
+    out = tmp_path / "out"
+    command = ["extract", "--encoder", "mae", "--encoder", "vqgan", "--llm", str(small_llm), "--n", "300"]
+    assert run([*command, "--save", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "[300, 7, 256]" in told
+    result = json.loads((out / "result.json").read_text())
+    assert [row["reads"] for row in result["features"]] == ["image", "image", "text"]
+    data = al.load_dataset("scenes", n=300)
+    assert result["ids"] == data.ids
+    for name, row in zip(("mae", "vqgan"), result["features"], strict=False):
+        expected = al.extract(al.load_encoder(name), data).layers
+        assert row["shapes"] == [list(expected.shape)]
+        assert torch.equal(load_file(out / row["file"])["layers"], expected)
+    assert len(entries()) == 3  # `al.extract` found them
+
+
+def test_without_saving_nothing_but_the_result_is_written(home, tmp_path):
+    out = tmp_path / "out"
+    assert run(["extract", "--encoder", "mae", "--n", "10", "--out", str(out)]) == 0
+    assert [path.name for path in out.iterdir()] == ["result.json"]
+    assert json.loads((out / "result.json").read_text())["features"][0]["file"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give an --encoder"),
+        (["--encoder", "mae", "--n", "0"], "--n must be more than 0"),
+        (["--encoder", "mae", "--pool", "max"], "pool must be one of"),
+        (["--encoder", "mea"], "mea"),
+        (["--encoder", "mae", "--data", "nothing"], "no data set"),
+    ],
+)
+def test_bad_options(home, tmp_path, capsys, options, message):
+    assert run(["extract", *options, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "alignlab"]
+
+
+def test_two_processes_share_one_store_and_come_to_the_same(home, tmp_path, monkeypatch, small_llm, blurs):
+    pictures = str(blurs("pictures", 600, (8, 8), "number {}\n"))  # three shards; the launcher trips over --n
+    command = [
+        "measure",
+        "--encoder",
+        "mae",
+        "--llm",
+        str(small_llm),
+        "--data",
+        pictures,
+        "--nulls",
+        "5",
+        "--resamples",
+        "5",
+    ]
+    done = subprocess.run(
+        [*LAUNCH, *command, "--out", str(tmp_path / "two")], capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("Alignment with") == 1  # one of them speaks
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "other"))
+    assert run([*command, "--out", str(tmp_path / "one")]) == 0
+    two, one = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one"))
+    assert two["pairs"] == one["pairs"]
+
+
+def test_an_error_in_every_process_ends_the_launch_with_its_message(home, tmp_path):
+    command = ["extract", "--encoder", "mea", "--out", str(tmp_path / "out")]
+    done = subprocess.run([*LAUNCH, *command], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode != 0
+    assert "alignlab: " in done.stderr
+    assert "mea" in done.stderr
