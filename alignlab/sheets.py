@@ -42,7 +42,7 @@ def cut_sheet(path: Path, described: Mapping[str, Any]) -> dict[str, list[Image.
     if not all(isinstance(x, int) and 0 < x <= MOST for x in (n, width, height)) or n * len(rows) > MOST:
         raise ValueError(f"it is described as {len(rows)} rows of {n} pictures of {width} x {height}")
     try:
-        with Image.open(path) as sheet:
+        with Image.open(path, formats=("PNG",)) as sheet:
             if sheet.size != (n * width, len(rows) * height):
                 raise ValueError(
                     f"it has {sheet.size[0]} x {sheet.size[1]} pixels, not {n * width} x {len(rows) * height}"

@@ -166,6 +166,9 @@ def _whitening(state: dict[str, Tensor], d: int) -> tuple[Tensor, Tensor, Tensor
         if what not in state or tuple(state[what].shape) != shape:
             got = list(state[what].shape) if what in state else "none"
             raise ValueError(f"the whitening's {what} must be {list(shape)}, got {got}")
+    for what in shapes:
+        if not bool(state[what].isfinite().all()):
+            raise ValueError(f"the whitening's {what} holds nan or inf")
     mean, components, scale = (state[what] for what in WHITENING)
     if bool((scale <= 0).any()):
         raise ValueError("the whitening's scale must be above 0")

@@ -283,6 +283,11 @@ def readings(points: Sequence[Point], found: Sequence[Correlation]) -> list[str]
                 f"{len(encoders)} encoders are {len(encoders)} points: of their means no two-sided p can be below "
                 f"{2 / math.factorial(len(encoders)):.2g} (2 / {len(encoders)}!), whatever the data"
             )
+    depths = {tuple(sorted(p.llm for p in points if p.encoder == encoder)) for encoder in encoders}
+    if len(depths) > 1 and any(one.means is not None for one in found):
+        said.append(
+            "the encoders do not stand before the same language models: part of what tells their means apart is depth"
+        )
     if any(one.within is not None for one in found):
         said.append(
             "within encoders, depths are permuted as if any order of them were as likely: two curves that both rise with depth "

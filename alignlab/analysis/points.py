@@ -62,6 +62,9 @@ class Restoration:
     task: str
     images: int | None
     design: tuple[tuple[str, str], ...]
+    tasks: tuple[str, ...]
+    recipe: tuple[tuple[str, str], ...]
+    learnt: tuple[str, ...]
     seed: int
     data: str
     measured: tuple[tuple[str, str], ...]
@@ -192,6 +195,9 @@ def _restorations(result: dict[str, Any], folder: str, column: str, left_out: li
             task=one["task"],
             images=images,
             design=_pairs({key: value for key, value in plan.items() if key not in known}),
+            tasks=tuple(plan["tasks"]),
+            recipe=_pairs({key: value for key, value in row.get("recipe", {}).items() if key not in ("seed", "steps")}),
+            learnt=() if schema == EVAL else tuple(sorted(set_["name"] for set_ in row.get("data", []))),
             seed=int(plan["seed"]),
             data=one["data"]["name"],
             measured=_pairs(
@@ -375,6 +381,17 @@ def _notes(points: list[Point], restorations: list[Restoration]) -> Iterator[str
     if len(plans) > 1:
         kinds = sorted({key for plan in plans for key, value in plan if dict(next(iter(plans)))[key] != value})
         yield f"the restorers differ in their design, too: {', '.join(kinds)}"
+    if len({one.tasks for one in restorations}) > 1:
+        told = "; ".join(sorted({", ".join(one.tasks) for one in restorations}))
+        yield f"the restorers learnt different tasks ({told}), and shared their images among them"
+    # An evaluation alone does not say.
+    recipes, sets = (
+        {one.recipe for one in restorations if one.recipe},
+        {one.learnt for one in restorations if one.learnt},
+    )
+    for what, count in (("recipe", len(recipes)), ("data", len(sets))):
+        if count > 1:
+            yield f"the restorers differ in their training's {what}: part of the differences is theirs"
     if {one.images for one in restorations} - {restorations[0].images}:
         yield "the restorers learnt from different numbers of images: part of the differences is theirs"
 

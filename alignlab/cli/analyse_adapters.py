@@ -117,10 +117,11 @@ def show(screen: Any, one: dict[str, Any]) -> None:
         cells = []
         for of in one["coordinates"].values():
             random = of["random"][name]
-            cells.append(_number(of["trained"][name]))
-            cells.append(f"{_number(random['median'])} ({_number(random['low'], 2)}..{_number(random['high'], 2)})")
+            cells.append(_value(name, of["trained"][name]))
+            low, high = (_value(name, random[end], 2) for end in ("low", "high"))
+            cells.append(f"{_value(name, random['median'])} ({low}..{high})")
         theirs = [_number(_finite(x)) for x in paper.TABLE6[published].values()] if published else ["-"] * 3
-        table.add_row(title, *cells, _number(one["identity"][name]), *theirs)
+        table.add_row(title, *cells, _value(name, one["identity"][name]), *theirs)
     biases = [cell for of in one["coordinates"].values() for cell in (_number(of["bias"]["rms"]), "-")]
     table.add_row("bias, rms", *biases, "0", *["-"] * 3)
     screen.print(table)
@@ -147,6 +148,13 @@ def show(screen: Any, one: dict[str, Any]) -> None:
 
 def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
+
+
+UNBOUNDED = ("diagonal_mean", "diagonal_median")  # inf over a zero; of the others None is what cannot be told
+
+
+def _value(name: str, x: float | None, digits: int = 3) -> str:
+    return "-" if x is None and name not in UNBOUNDED else _number(x, digits)
 
 
 def _number(x: float | None, digits: int = 3) -> str:

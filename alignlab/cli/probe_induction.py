@@ -77,10 +77,6 @@ def induction(
     language = model.llm if model is not None else load_llm(name, device=where, dtype=dtype)
     if random and name.endswith("@random"):
         raise ValueError(f"--random goes with a trained language model; {name} has random weights already")
-    folder = output_folder(out, "probe-induction")
-    if json_file is not None:
-        check_writable(json_file.absolute().parent, "--json")
-
     attentions = attention.find(language)
     total = sum(one.heads for one in attentions)
     if 2 * ablate > total:
@@ -88,6 +84,9 @@ def induction(
             f"--ablate {ablate}: {language.name} has {total} heads, and as many random ones are needed too"
         )
     ids, start = induction.repeated_text(language, n, length, seed)
+    folder = output_folder(out, "probe-induction")
+    if json_file is not None:
+        check_writable(json_file.absolute().parent, "--json")
     on_text, copied = induction.read_text(language, attentions, ids, start)
     texts = [_text(language, on_text, copied)]
     maps = {"induction-text": (on_text, f"{language.name}, repeated random text: attention to the successor")}

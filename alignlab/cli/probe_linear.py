@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ def linear(
     texts = extract(language, dataset, pool=llm_pool, batch_size=batch_size)
     extracted = time.perf_counter()
     x, y = linear.split(texts.layers), linear.split(images.layers)
+    if len(linear.constant(x)) == len(x):
+        raise ValueError(f"every layer of {texts.name} is the same for every item; the captions do not differ")
     same = linear.constant(y)
     if same:
         notes.append(
@@ -98,18 +101,21 @@ def linear(
         matrix = {"encoder_layers": layers, "r2": [[round(float(v), 6) for v in row] for row in every.found.r2]}
         layers = [layers[int(every.found.r2.max(0).values.argmax())]]
         notes.append(
-            f"encoder layer {layers[0]} was chosen for its R2 on these items; --encoder-layer all shows the others"
+            f"encoder layer {layers[0]} was chosen for its R2 on these items, so that there is no p; --encoder-layer all shows "
+            "the others"
         )
     if not layers:
         raise ValueError(f"every layer of {images.name} is the same for every item; take another --pool")
     targets = [y[i] for i in layers]
     forth = linear.regress(x, targets, **options, nulls=nulls, what=f"{texts.name} to {images.name}")
     back = linear.regress(targets, x, **options, nulls=nulls, what=f"{images.name} to {texts.name}")
+    # Shuffled pairings of the layer alone know nothing of the choice among all of them.
+    fair = matrix is None
     pairs = [
         {
             "encoder_layer": layer,
-            "text_to_image": forth.curve(None, place, seed),
-            "image_to_text": back.curve(place, None, seed),
+            "text_to_image": forth.curve(None, place, seed, judged=fair),
+            "image_to_text": back.curve(place, None, seed, judged=fair),
         }
         for place, layer in enumerate(layers)
     ]
@@ -137,7 +143,7 @@ def linear(
                 "n": found.right.shape[1],
                 "classes": found.classes,
                 "majority": found.majority,
-                "control_majority": found.control_majority,
+                "control_majority": None if math.isnan(found.control_majority) else found.control_majority,
                 "items_that_share_a_type": found.shared,
                 "sides": sides,
             }
@@ -256,6 +262,8 @@ def _label_table(labels: list[dict[str, Any]]) -> Any:
             best = max(range(len(values)), key=lambda i: values[i])
             low, high = side["accuracy"]["ci95"][best]
             figures = (f"{values[best]:.3f}", f"{low:.3f} to {high:.3f}", f"{one['majority']:.3f}")
-            rest = (f"{side['control']['value'][best]:.3f}", f"{side['selectivity']['value'][best]:+.3f}")
+            rest = ("-", "-")
+            if side["control"] is not None:
+                rest = (f"{side['control']['value'][best]:.3f}", f"{side['selectivity']['value'][best]:+.3f}")
             table.add_row(escape(one["label"]), str(one["n"]), escape(side["model"]), str(best), *figures, *rest)
     return table

@@ -155,9 +155,11 @@ def _of_ablation(groups: dict[str, dict[str, Any]], name: str) -> list[str]:
             text += f"; {control['group']}: {least:+.3f} to {most:+.3f}"
         largest = max((x for control in controls for x in control[loss]["rises"]), default=None)
         if rise["ci95"][0] <= 0:
-            verdict = "they are not needed for it"
+            low, high = rise["ci95"]
+            verdict = f"no clear rise ({low:+.3f} to {high:+.3f})"
         elif largest is not None and rise["mean"] > largest:
-            verdict = "more than any random heads do"
+            draws = sum(len(control[loss]["rises"]) for control in controls)
+            verdict = f"more than each of {draws} random draws of heads does"
         else:
             verdict = "but random heads do as much" if largest is not None else "nothing to compare it with"
         said.append(f"{text}: {verdict}.")

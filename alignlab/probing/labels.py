@@ -120,7 +120,8 @@ def labels_of(data: ImageTextDataset) -> dict[str, Label]:
         if distinct == 0 or same or (distinct > MOST_CLASSES * len(values) and not is_class):
             continue
         known.add(values)
-        name = "class" if is_class and all(label.name != "class" for label in found) else key
+        taken = {label.name for label in found} | {other for one in meta for other in one}
+        name = "class" if is_class and "class" not in taken else key
         found.append(Label(name, f"the items' {key}", values, captions))
     kinds = tuple(_kind(id) for id in data.ids)
     if any(kinds):

@@ -43,6 +43,7 @@ SCHEMA = "alignlab.probe-layers/1"
 RECIPE = replace(LM4LV_EMBEDDED, steps=200, batch=8, lr=2e-2)
 RUN, PAIRS = "run.json", "pairs"
 MEASURED = (*SIZES, "parameters")  # what is read again of an arm
+FRESH = 1_000_003  # added to the seed of random layers
 BEGUN_ON = 128  # pictures that the layers begin with
 BATCH = 64  # pictures at once where nothing learns
 
@@ -162,7 +163,8 @@ def probe(arm: Arm, plan: Plan, llm: LanguageModel, material: Material) -> nn.Mo
         return min((trained(F.gelu, bent) for bent in between.BENT), key=lambda one: between.error(one, low, high))
     if arm.kind == "layer":
         return trained(single.take(llm, arm.layer))
-    return trained(single.fresh(llm, (single.count(llm) + 1) // 2, seed))
+    # Its own numbers, and not those that the linear layers begin with.
+    return trained(single.fresh(llm, (single.count(llm) + 1) // 2, FRESH + seed))
 
 
 def run(plan: Plan, out: Path, *, device: str = "cpu") -> dict[str, Any]:
@@ -180,6 +182,10 @@ def run(plan: Plan, out: Path, *, device: str = "cpu") -> dict[str, Any]:
         )
     learnt = named_data(plan.data)
     test = open_test(plan.data, [learnt], plan.n)
+    if len(test) < 2:
+        raise ValueError(
+            f"{test.data.name} leaves {len(test)} picture(s) to measure on, where intervals need two; give more pictures"
+        )
     llm = load_llm(plan.llm, device=device, dtype=plan.recipe.dtype)
     layers = plan.layers or tuple(range(1, single.count(llm) + 1))
     for number in layers:

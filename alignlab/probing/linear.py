@@ -58,11 +58,12 @@ class Regression:
     null_r2: Tensor
     null_recall: Tensor
 
-    def curve(self, x: int | None, y: int | None, seed: int) -> dict[str, Any]:
+    def curve(self, x: int | None, y: int | None, seed: int, judged: bool = True) -> dict[str, Any]:
         """Along the layers of the side that is None, as plain values: R2 and retrieval with 95% intervals over items
         (a bootstrap; the regressions and the gallery stay as they are), and the null's mean, maximum and p.
 
-        `p` of a layer is of it alone, `best_p` of the best layer, whose null is the best layer of each shuffled pairing.
+        `p` of a layer is of it alone, `best_p` of the best layer, whose null is the best layer of each shuffled pairing. Both
+        are None unless `judged`, as where the other side's layer was chosen for its R2 on these items.
         """
         at = (slice(None), y) if x is None else (x, slice(None))
         shuffles = (slice(None), *at)
@@ -76,7 +77,7 @@ class Regression:
         curve: dict[str, Any] = {
             "r2": _numbers(r2, known),
             "ci95": _pairs(low, high, known),
-            **_null(r2, null, known),
+            **_null(r2, null, known, judged),
             "recall": {},
         }
         n = missed.shape[1]
@@ -88,12 +89,12 @@ class Regression:
                 "value": _numbers(mean, known),
                 "ci95": _pairs(low, high, known),
                 "chance": min(k / n, 1.0),
-                **_null(mean, shuffled, known),
+                **_null(mean, shuffled, known, judged),
             }
         return curve
 
 
-def _null(values: Tensor, null: Tensor, known: Tensor) -> dict[str, Any]:
+def _null(values: Tensor, null: Tensor, known: Tensor, judged: bool) -> dict[str, Any]:
     if not len(null):
         return {"null_mean": None, "null_max": None, "p": None, "best_p": None}
     at_least = (null >= values.nan_to_num(-math.inf)).sum(0)
@@ -101,8 +102,8 @@ def _null(values: Tensor, null: Tensor, known: Tensor) -> dict[str, Any]:
     return {
         "null_mean": _numbers(null.mean(0), known),
         "null_max": _numbers(null.max(0).values, known),
-        "p": _numbers((1 + at_least) / (1 + len(null)), known),
-        "best_p": (1 + best) / (1 + len(null)),
+        "p": _numbers((1 + at_least) / (1 + len(null)), known) if judged else None,
+        "best_p": (1 + best) / (1 + len(null)) if judged else None,
     }
 
 
@@ -133,7 +134,7 @@ def regress(
                 raise ValueError(f"all layers must have {n} items, but {name}[{number}] has {len(layer)}")
             if not bool(layer.isfinite().all()):
                 raise ValueError(f"layer {number} of {name} holds nan or inf; extract it again, in float32")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 1)  # the folds are drawn from `seed` itself
     orders = [torch.randperm(n, generator=generator) for _ in range(nulls)]
     with progress(what, folds * (1 + nulls) * len(ys), "regressions") as tick:
         done = 0
@@ -171,12 +172,15 @@ class Probed:
     control_right: Tensor
 
     def plain(self, seed: int) -> dict[str, Any]:
-        """Accuracy, the control's, and selectivity (accuracy - control accuracy) of each layer with 95% intervals over items."""
+        """Accuracy, the control's, and selectivity (accuracy - control accuracy) of each layer with 95% intervals over items;
+        the latter two None without control tasks."""
         weights = draws_of(self.right.shape[1], seed) / self.right.shape[1]  # [R, m]
         known = torch.ones(len(self.right), dtype=torch.bool)
         curves = {"accuracy": self.right, "control": self.control_right, "selectivity": self.right - self.control_right}
         return {
             name: {"value": _numbers(x.mean(1), known), "ci95": _pairs(*interval(x @ weights.T), known)}
+            if bool(x.isfinite().all())
+            else None
             for name, x in curves.items()
         }
 
@@ -207,6 +211,10 @@ def classify(
     if folds < 2:
         raise ValueError(f"folds must be 2 or more, got {folds}")
     items, values, types, notes = label.usable(folds)
+    if len(np.unique(np.stack([values, types]), axis=1).T) == len(np.unique(types)) == len(np.unique(values)):
+        # A random answer by type is the label itself under other names.
+        controls = 0
+        notes.append(f"label {label.name}: every class is one type of item, so that there is no control task")
     rng = np.random.default_rng(seed)
     tasks = [values, *(control(values, types, rng) for _ in range(controls))]
     parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(values, values))

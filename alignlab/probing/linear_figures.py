@@ -64,7 +64,8 @@ def label(found: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9.4, 3.7), layout="constrained")
     for axes, side, colour in zip(figure.subplots(1, 2, sharey=True), found["sides"], (TEXT, IMAGE), strict=True):
         _curve(axes, side["accuracy"]["value"], side["accuracy"]["ci95"], colour, "accuracy")
-        _curve(axes, side["control"]["value"], side["control"]["ci95"], GREY, "control task", marker="x", markersize=4)
+        if (task := side["control"]) is not None:
+            _curve(axes, task["value"], task["ci95"], GREY, "control task", marker="x", markersize=4)
         axes.axhline(found["majority"], color="black", linestyle="--", linewidth=1, label="largest class")
         axes.set_xlabel(f"{side['model']} layer")
         axes.legend(fontsize=8, frameon=False)

@@ -14,6 +14,7 @@ from alignlab.sheets import cut_sheet
 if TYPE_CHECKING:
     from PIL import Image
 
+FORMATS = ("PNG", "JPEG", "WEBP")  # what commands write; Pillow would hand others to other programs
 WIDEST = 1400  # pixels of a picture that is shown whole
 
 
@@ -54,7 +55,7 @@ def whole(node: Node, folder: Path) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 made = picture.convert("RGB")
         made.thumbnail((WIDEST, 4 * WIDEST))
         return uri(made, quality=82)

@@ -141,9 +141,13 @@ def _question(sources: Sequence[Source]) -> str:
     """What was asked, of which models."""
     encoders: dict[str, None] = {}
     llms: dict[str, None] = {}
-    for source in sources:
+    # Plans and counts are of models that nothing was measured with.
+    measured = [source for source in sources if source.kind not in ("reproduce-plan", "analyse-compute")] or list(
+        sources
+    )
+    for source in measured:
         _names(source.node.value, encoders, llms)
-    asks = list(dict.fromkeys(ASKS[source.kind] for source in sources))
+    asks = list(dict.fromkeys(ASKS[source.kind] for source in measured))
     plain = [name for name in encoders if not {"+", "@"} & set(name)] or list(encoders)
     whole = [name for name in llms if "[" not in name and "@" not in name] or list(llms)
     who = f"{listed(plain[:5])}{' and others' if len(plain) > 5 else ''}" if plain else "the encoders"
@@ -175,6 +179,8 @@ def _answer(sections: Sequence[Section]) -> list[str]:
         by_id.get("captions", []) + by_id.get("restoration", []),
         by_id.get("prediction", []),
     ]
+    if not any(groups):  # none of the three: what there is says something of itself
+        groups = [section.answers for section in sections if section.answers][:3]
     return [_sentence("; ".join(group)) for group in groups if group]
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from alignlab.report.node import Node
 
@@ -76,6 +77,17 @@ def read_all(paths: Sequence[Path]) -> list[Source]:
     ]
 
 
+def _printable(value: Any) -> Any:
+    """The same with every text fit to be written: half a surrogate pair is no character."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_printable(inner) for inner in value]
+    if isinstance(value, dict):
+        return {_printable(key): _printable(inner) for key, inner in value.items()}
+    return value
+
+
 def read(path: Path) -> Source:
     """One result file."""
     if not path.exists():
@@ -84,7 +96,7 @@ def read(path: Path) -> Source:
         raise ValueError(f"{path} is no result of alignlab: it has {path.stat().st_size / 2**20:,.0f} MiB")
     data = path.read_bytes()
     try:
-        value = json.loads(data)
+        value = _printable(json.loads(data))
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"{path} is no result of alignlab: {reason}") from error

@@ -230,6 +230,16 @@ def test_bad_checkpoints(tmp_path):
         adapters.read(str(tmp_path / "f"))
 
 
+@pytest.mark.parametrize("part", ["mean", "components", "scale"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_whitening_that_is_not_finite_is_refused(tmp_path, part, value):
+    damaged = whitening()[part].float().contiguous()
+    damaged.view(-1)[0] = value
+    folder = save(tmp_path / "run", features="whitened", **{f"coordinates.{part}": damaged})
+    with pytest.raises(ValueError, match=f"the whitening's {part} holds nan or inf"):
+        adapters.read(str(folder))
+
+
 def test_pictures_of_large_and_small_matrices(tmp_path, monkeypatch):
     found = adapters.read(str(save(tmp_path, features="whitened")))
     assert len(adapters.heatmaps(found).axes) == 8  # with colour bars

@@ -391,6 +391,21 @@ def test_evaluations_do_not_say_their_budget(write):
     assert gathered([*paths, *write(trained(gain=1.5))]).images == (4000,)  # the same run, which says it
 
 
+def test_unlike_trainings_are_told(write):
+    def run_of(encoder, tasks=("denoise",), lr=0.003, data="scenes"):
+        found = trained(encoder=encoder, tasks=list(tasks))
+        return {**found, "recipe": {"lr": lr, "steps": 500, "seed": 0}, "data": [{"name": data, "fingerprint": ""}]}
+
+    both = measured(pair("mae"), pair("beit"))
+    alike = gathered(write(both, run_of("mae"), run_of("beit")), task="denoise")
+    assert alike.notes == ()
+    several = gathered(write(both, run_of("mae"), run_of("beit", ("denoise", "mask"), 0.1, "photos")), task="denoise")
+    told = " ".join(several.notes)
+    assert "learnt different tasks (denoise; denoise, mask)" in told
+    assert "training's recipe" in told
+    assert "training's data" in told
+
+
 def test_experts_are_left_out(write):
     linear = trained(how="linear")
     del linear["frozen"]["llm"]

@@ -54,6 +54,9 @@ def test_a_run(command, tmp_path, capsys):
     assert pair["text_to_image"]["recall"]["5"]["chance"] == pytest.approx(5 / 24)
     best = max(range(2), key=lambda i: max(row[i] for row in result["matrix"]["r2"]))
     assert pair["text_to_image"]["r2"] == pytest.approx([row[best] for row in result["matrix"]["r2"]], abs=1e-5)
+    assert pair["text_to_image"]["best_p"] is None  # the encoder's layer was chosen on these items
+    assert pair["image_to_text"]["p"] is None
+    assert any("there is no p" in note for note in result["notes"])
     (label,) = result["labels"]
     assert (label["label"], label["n"], label["classes"]) == ("class", 24, 3)
     assert label["majority"] == pytest.approx(1 / 3)
@@ -76,6 +79,13 @@ def test_all_layers_of_the_encoder(command, tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert [pair["encoder_layer"] for pair in result["pairs"]] == [1, 2]
     assert result["matrix"] is None
+
+
+def test_captions_that_do_not_differ(small_mae, small_llm, blurs, tmp_path, capsys):
+    pictures = str(blurs("alike", 24))
+    models = ["--encoder", str(small_mae), "--llm", str(small_llm), "--data", pictures]
+    assert run(["probe", "linear", *models, "--nulls", "2", "--out", str(tmp_path / "out")]) == 2
+    assert "the captions do not differ" in capsys.readouterr().err
 
 
 def test_data_without_labels(small_mae, small_llm, blurs, tmp_path):

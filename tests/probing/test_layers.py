@@ -72,6 +72,8 @@ def language_model(kind: str, taken: dict[str, Any]) -> LanguageModel:
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and any(part in name for part in ("q_proj", "k_proj", "qkv", "c_attn", "query_key")):
                 weight *= 15
+            if weight.ndim == 1:  # norms and biases as if they were trained
+                weight += 0.3
     tokenizer: Any = None  # no text is read
     return LanguageModel("small", "small@random", model.requires_grad_(False), tokenizer)
 
@@ -162,9 +164,11 @@ def test_a_random_layer_is_of_the_models_own_initialisation(family):
             assert torch.equal(p, made[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", list(NO_SET))
-def test_what_cannot_be_read_as_a_set_is_refused(name):
+def test_what_cannot_be_read_as_a_set_is_refused(name, dtype):
     llm = language_model(*NO_SET[name])
+    llm.model.to(dtype)
     with pytest.raises(ValueError, match="cannot be read as a set: its causal mask or its positions cannot be"):
         single.take(llm, 1)
 

@@ -171,7 +171,7 @@ def test_probes_are_scikit_learns_and_selectivity_is_what_the_control_leaves():
     values = [i % 3 for i in range(90)]
     clear = noise(90, 5) + torch.nn.functional.one_hot(torch.tensor(values), 5) * 2
     blind = noise(90, 5, seed=1)
-    found, notes = classify([clear, blind], label(values), seed=0, controls=4)
+    found, notes = classify([clear, blind], label(values, [i // 3 for i in range(90)]), seed=0, controls=4)
     assert notes == []
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     for number, features in enumerate((clear, blind)):
@@ -201,6 +201,20 @@ def test_a_probe_that_can_learn_by_heart_has_a_high_control_and_little_selectivi
     general, _ = classify([coarse], label(values, types), seed=0)
     assert general.plain(0)["accuracy"]["value"][0] == 1
     assert general.plain(0)["control"]["value"][0] < 0.85
+
+
+def test_a_label_whose_classes_are_single_types_has_no_control_task():
+    """Where a caption names the class, a random answer by caption is the class under another name."""
+    values = tuple("abc"[i % 3] for i in range(60))
+    by_caption = Label("class", "", values, tuple(f"a photo of a {value}." for value in values))
+    features = noise(60, 6)
+    found, notes = classify([features], by_caption, folds=3)
+    plain = found.plain(0)
+    assert plain["control"] is plain["selectivity"] is None
+    assert plain["accuracy"] is not None
+    assert any("no control task" in note for note in notes)
+    finer = Label("class", "", values, tuple(f"{value} {i % 2}" for i, value in enumerate(values)))
+    assert classify([features], finer, folds=3)[0].plain(0)["control"] is not None
 
 
 def test_control_answers_are_a_random_function_of_the_type_with_classes_as_large():

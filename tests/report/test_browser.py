@@ -77,7 +77,7 @@ def test_axe_finds_nothing_serious(request, screen):
 
 
 def test_a_heading_sorts_its_table_by_numbers_and_back(page):
-    table = page.locator("table", has_text="Alignment on scenes").first
+    table = page.locator("figure.table", has_text="Alignment on scenes").first
     heading = table.get_by_role("button", name="z", exact=True)
 
     def column():
@@ -163,8 +163,26 @@ def test_on_paper_everything_is_open_and_nothing_is_cut(page):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.evaluate("[...document.querySelectorAll('details')].every(one => one.open)")
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 within its margins
     assert not page.locator("#theme").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    # Every version of a picture, with its name.
+    slide = page.locator(".slide").first
+    assert slide.locator("img:visible").count() == slide.locator("img").count() > 2
+    assert slide.locator("small:visible").count() == slide.locator("img").count()
     assert len(page.pdf()) > 10_000
+
+
+def test_a_finger_reads_a_heatmap(browser, report):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, reduced_motion="reduce")
+    opened = context.new_page()
+    opened.goto(report.as_uri())
+    opened.locator("summary", has_text="Every pair of layers on scenes").first.tap()
+    figure = opened.locator("figure.plot", has_text="cka of mae and smollm2").first
+    figure.scroll_into_view_if_needed()
+    figure.locator(".over").tap()
+    assert "smollm2 layer" in figure.locator(".readout").inner_text()
+    context.close()
 
 
 def test_the_first_stop_of_the_keyboard_leads_to_the_results(page):

@@ -210,34 +210,55 @@ def _finite(values: np.ndarray) -> list[float | None]:
 
 
 def _answers(found: Sequence[Pair]) -> list[str]:
-    data = found[0].data
-    ours = [one for one in found if one.data == data]
-    judged = [one for one in ours if one.p is not None]
-    said = []
-    if judged:
-        over = [one for one in judged if one.p is not None and one.p < 0.05]
-        encoders = list(dict.fromkeys(one.encoder for one in judged))
-        clear = [name for name in encoders if all(one in over for one in judged if one.encoder == name)]
-        least = max(one.p for one in over if one.p is not None) if over else None
-        if len(clear) == len(encoders):
-            who = encoders[0] if len(encoders) == 1 else f"all {len(encoders)} encoders"
-            said.append(
-                f"on {data.partition(',')[0]}, {who} {'is' if len(encoders) == 1 else 'are'} more like "
-                f"{listed(list(dict.fromkeys(one.llm for one in judged)))} than shuffled pairings are (p {number(least)} at most)"
-            )
-        else:
-            rest = [name for name in encoders if name not in clear]
-            said.append(
-                f"on {data.partition(',')[0]}, {listed(clear) or 'no encoder'} {'is' if len(clear) < 2 else 'are'} clearly more "
-                f"alike than shuffled pairings by every metric, {listed(rest)} not"
-            )
-    leaders: dict[str, list[str]] = {}
-    for metric in dict.fromkeys(one.metric for one in ours):
-        scored = [one for one in ours if one.metric == metric and one.calibrated is not None]
-        if len({one.encoder for one in scored}) > 1:
-            best = max(scored, key=lambda one: one.calibrated or 0.0)
-            leaders.setdefault(best.encoder, []).append(f"{metric} ({number(best.calibrated)})")
-    if leaders:
-        told = listed([f"{encoder} leads by {listed(metrics)}" for encoder, metrics in leaders.items()])
-        said.append(f"calibrated for chance, {told}")
-    return said
+    """A clause a set: are the encoders more like the language model than shuffled pairings are, and which leads?"""
+    return [_answer([one for one in found if one.data == data]) for data in dict.fromkeys(one.data for one in found)]
+
+
+def _answer(ours: Sequence[Pair]) -> str:
+    name = ours[0].data.partition(",")[0]
+    learnt = [one for one in ours if "@random" not in one.encoder]
+    judged = [one for one in learnt if one.p is not None]
+    if not judged:
+        best = max(ours, key=lambda one: one.score or 0.0)
+        return f"on {name} the best score is {number(best.score)} ({best.metric} of {best.encoder}), with no null beside it"
+    encoders = list(dict.fromkeys(one.encoder for one in judged))
+    clear = [x for x in encoders if all(one.p is not None and one.p < 0.05 for one in judged if one.encoder == x)]
+    rest = [x for x in encoders if x not in clear]
+    llms = listed(list(dict.fromkeys(one.llm for one in judged)))
+    than = f"more like {llms} than shuffled pairings are"
+    if not rest:
+        who = {1: encoders[0], 2: "both encoders"}.get(len(encoders), f"all {len(encoders)} encoders")
+        most = max(one.p for one in judged if one.p is not None)
+        said = f"on {name} {who} {'is' if len(encoders) == 1 else 'are'} {than} (p {most:.2g})"
+    elif clear:
+        said = f"on {name} {listed(clear)} {'is' if len(clear) == 1 else 'are'} {than}, {listed(rest)} not clearly"
+    else:
+        said = f"on {name} no encoder is clearly {than}"
+    controls = list(dict.fromkeys(one.encoder for one in ours if "@random" in one.encoder and one.p is not None))
+    for control in controls:
+        beyond = all(one.p is not None and one.p < 0.05 for one in ours if one.encoder == control)
+        said += f" ({'so is' if beyond else 'not so'} the untrained {control})"
+    leads = [
+        _lead([one for one in learnt if one.metric == metric]) for metric in dict.fromkeys(one.metric for one in learnt)
+    ]
+    kept = [lead for lead in leads if lead]
+    return f"{said}, and {listed(kept)}" if kept else said
+
+
+def _lead(ours: Sequence[Pair]) -> str:
+    """Which encoder leads by a metric, calibrated, if its score's interval, so calibrated, is apart from the others'."""
+    spans: list[tuple[float, float, float, str]] = []
+    for one in ours:
+        if one.calibrated is None or one.interval is None or one.score is None or one.null is None:
+            continue
+        room = one.score - one.null[0]
+        scale = one.calibrated / room if room else 0.0
+        low, high = (scale * (end - one.null[0]) for end in one.interval)
+        spans.append((one.calibrated, low, high, one.encoder))
+    if len({encoder for *_, encoder in spans}) < 2:
+        return ""
+    spans.sort(reverse=True)
+    first, others = spans[0], [span for span in spans if span[3] != spans[0][3]]
+    if first[1] > max(span[2] for span in others):
+        return f"{first[3]} leads by {ours[0].metric}, calibrated ({number(first[0])})"
+    return f"none clearly leads by {ours[0].metric}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignlab.report import figures, images
-from alignlab.report.blocks import Block, Cell, Lines, Picture, Section, Table, cell, number, with_interval
+from alignlab.report.blocks import Block, Cell, Fold, Lines, Picture, Section, Table, cell, number, with_interval
 from alignlab.report.node import Node
 from alignlab.report.source import Source
 
@@ -126,6 +126,7 @@ def correlation(sources: Sequence[Source]) -> Section | None:
             made.blocks.append(Lines(readings, kind="reading"))
             made.answers.append(f"whether alignment predicts {node['task'].text()}: {readings[0].rstrip('.')}")
         notes = [*node["notes"].texts(), *(f"without alignment: {x}" for x in node["missing"].texts())]
+        notes += [f"left out: {x}" for x in node["left_out"].texts()]
         if notes:
             made.blocks.append(Lines(notes, kind="note"))
     return made if made.blocks else None
@@ -133,7 +134,13 @@ def correlation(sources: Sequence[Source]) -> Section | None:
 
 def _test(node: Node) -> str:
     parts = []
-    for key, label in (("points", "all points"), ("within", "within encoders"), ("means", "means of encoders")):
+    tests = {
+        "points": "all points, as if independent",
+        "within": "within encoders",
+        "means": "means of encoders",
+        "curves": "all points, whole encoders permuted",
+    }
+    for key, label in tests.items():
         one = node[key]
         r = one["r"].number(optional=True)
         if r is None:
@@ -179,6 +186,10 @@ def compute(sources: Sequence[Source]) -> Section | None:
             paper = theirs.get(name)
             rows.append([*line, Cell("–" if paper is None else _si(paper), paper, quiet=True)])
         if rows:
+            whole = next((row[4].text for row in rows if row[0].text == "all"), None)
+            if whole is not None:
+                pair = f"{models['encoder'].text()} and {models['llm'].text()}"
+                made.answers.append(f"one picture through {pair} takes {whole}FLOP")
             headings = [
                 "part",
                 "parameters",
@@ -212,20 +223,15 @@ def plan(sources: Sequence[Source]) -> Section | None:
             hours, memory = row["hours_left"].number(optional=True), row["memory_gb"].number(optional=True)
             images = row["images"].number()
             line = [Cell(row["run"].text()), Cell(row["state"].text()), Cell(design["encoder"].text())]
-            line += [Cell(design["llm"].text() if isinstance(design["llm"].value, str) else "–")]
+            reads = design["how"].value not in ("linear", "mlp", "transformer")
+            line += [Cell(design["llm"].text() if reads and isinstance(design["llm"].value, str) else "–")]
             rows.append([*line, Cell(number(images, 0), images), cell(memory, 1), cell(hours, 1)])
         if rows:
             headings = ["run", "state", "encoder", "language model", "images", "memory (GB)", "hours left"]
             rate = node["rate_tflops"].number(optional=True)
             how = f"at {number(rate, 2)} TFLOP/s, measured" if rate is not None else "on the paper's GPUs"
-            made.blocks.append(
-                Table(
-                    f"{node['title'].text(source.name)}: {number(node['hours_left'].number(), 1)} hours left, {how}",
-                    headings,
-                    rows,
-                    numeric=(4, 5, 6),
-                )
-            )
+            title = f"{node['title'].text(source.name)}: {number(node['hours_left'].number(), 1)} hours left, {how}"
+            made.blocks.append(Fold(title, [Table(title, headings, rows, numeric=(4, 5, 6))]))
         needs = []
         for need in node["weights"].each(optional=True):
             state = "here" if need["here"].value else f"to get, {number(need['gb'].number(optional=True), 2)} GB"

@@ -51,6 +51,7 @@ def _table4(source: Source, made: Section) -> None:
     for row in node["rows"].each():
         name = row["name"].text()
         if row["status"].text() != "done":
+            source.gaps.append(f"Table 4: {name} is not finished")
             made.blocks.append(Paragraph(f"Table 4: {name} is missing; its run is not finished.", "gap"))
             continue
         for column, found in row["columns"].entries():
@@ -73,16 +74,24 @@ def _table4(source: Source, made: Section) -> None:
                 "here": figures.Dot(score, interval),
                 "by chance": figures.Dot(chance, found["baseline_ci95"].interval()),
             }
-        if not row["control"].value:
-            apart = row["evaluation"]["apart"]["shuffled"].texts()
-            (read if JUDGED & set(apart) else unread).append(name)
+        apart = row["evaluation"]["apart"]["shuffled"].texts()
+        called = f"the untrained control {name}" if row["control"].value else name
+        (read if set(apart) & JUDGED else unread).append(called)
     if not rows:
         return
     judge, budget = node["judge"].text().partition("@")[0], node["budget"]
     made.blocks.append(
         Table(
             f"{node['title'].text('Table 4')}: here ({node['laboratory'].text()} laboratory) and in the paper",
-            ["encoder", "measure", "here (95%)", "by chance", "above chance", "the paper", "here − paper"],
+            [
+                "encoder",
+                "measure",
+                "here (95%)",
+                "by chance",
+                "above chance (CKA, M-kNN, Avg: calibrated)",
+                "the paper",
+                "here − paper",
+            ],
             rows,
             numeric=range(2, 7),
             note=f"The judge of CS and Ref-CS is {judge}, the paper's is {node['paper']['judge'].text()}; the models are others "
@@ -107,10 +116,11 @@ def _table4(source: Source, made: Section) -> None:
         title = f"{row['name'].text()} read by {row['design']['llm'].text()}"
         if found_gallery := list(_gallery(row["gallery"], row["picture"], source, title)):
             made.blocks.append(Fold(f"Captions: {title}", found_gallery))
-    if read or unread:
-        fit = f"captions fit their own images better than others' for {listed(read)}" if read else ""
-        other = f"not clearly for {listed(unread)}" if unread else ""
-        made.answers.append(", ".join(x for x in (fit, other) if x) if fit else f"captions fit their images {other}")
+    if read:
+        other = f", not clearly for {listed(unread)}" if unread else ""
+        made.answers.append(f"captions fit their own images better than others' for {listed(read)}{other}")
+    elif unread:
+        made.answers.append(f"captions do not clearly fit their own images better than others', for {listed(unread)}")
 
 
 def _above(found: Node, digits: int) -> tuple[str, float | None]:

@@ -82,6 +82,7 @@ def _single(source: Source, made: Section) -> None:
     )
     over = {label: len(node["clearly_over"][kind].value or []) for kind, label in BASELINES.items()}
     told = ", ".join(f"over the {label} for {count}" for label, count in over.items())
+    made.answers.append(f"{over['random layer']} of {len(rows)} single layers of {llm} are clearly above a random one")
     made.blocks.append(
         Lines([f"Of {len(rows)} layers the 95% interval of the difference lies above zero {told}."], kind="reading")
     )
@@ -101,8 +102,9 @@ def _linear(source: Source, made: Section) -> None:
             found = pair[side]
             r2 = found["r2"].numbers()
             panels.append(figures.Curve(label, range(len(r2)), r2, [x.interval() for x in found["ci95"].each()]))
-            null = found["null_max"].numbers()
-            panels.append(figures.Curve(f"{label}, shuffled at most", range(len(null)), null, dashed=True))
+            if found["null_max"].value is not None:
+                null = found["null_max"].numbers()
+                panels.append(figures.Curve(f"{label}, shuffled at most", range(len(null)), null, dashed=True))
         made.blocks.append(
             figures.curves(
                 {f"{llm} layer": panels},
@@ -146,6 +148,8 @@ def _label(node: Node) -> list[Block]:
         shown = []
         for key, text, dashed in (("accuracy", "accuracy", False), ("control", "control task", True)):
             found = side[key]
+            if key == "control" and found.there and found.value is None:  # none can be made of this label
+                continue
             values = found["value"].numbers()
             spans = [x.interval() for x in found["ci95"].each(optional=True)]
             shown.append(figures.Curve(text, range(len(values)), values, spans, dashed=dashed))

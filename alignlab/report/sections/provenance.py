@@ -19,7 +19,8 @@ def section(sources: Sequence[Source]) -> Section:
     made = Section(
         "reproduce",
         "How to get these numbers again",
-        lead="Each result file, by the command that wrote it. Paths in commands are shortened to their last part.",
+        lead="Each result file, by the command that wrote it; whole paths in commands are shortened to their last part. A table "
+        "made of finished runs says which; without --no-train the same command trains them.",
     )
     rows = []
     for source in sources:
@@ -33,26 +34,31 @@ def section(sources: Sequence[Source]) -> Section:
         )
         if isinstance(environment["threads"].value, int):
             hardware += f", {environment['threads'].value} threads"
+        seconds = _seconds(node)
         rows.append(
             [
                 Cell(source.name),
-                Cell(_told(environment["command"])),
                 Cell(_seed(node)),
-                Cell(_took(node)),
+                Cell("–" if seconds is None else f"{number(seconds, 0)} s", seconds),
                 Cell(_told(environment["time"])),
                 Cell(hardware or "not recorded"),
                 Cell(versions or "not recorded"),
-                Cell(source.sha256[:16]),
+                Cell(source.sha256),
             ]
         )
-    headings = ["result", "command", "seed", "took", "when", "on", "versions", "SHA-256 of the file"]
-    made.blocks.append(Table("Result files", headings, rows, numeric=()))
+    commands = [f"# {source.name}\n{_told(source.node['environment']['command'])}" for source in sources]
+    made.blocks.append(Lines("\n\n".join(commands).splitlines(), kind="code", title="Commands"))
+    runs = sorted({text for source in sources for text in _runs(source.node)})
+    if runs:
+        made.blocks.append(Fold("The runs that tables are made of", [Lines(runs, kind="code")]))
+    headings = ["result", "seed", "took", "when", "on", "versions", "SHA-256 of the file"]
+    made.blocks.append(Table("Result files", headings, rows, numeric=(2,)))
     parts = sorted({found for source in sources for found in _hashes(source.node.value)})
     if parts:
         made.blocks.append(
             Table(
                 "Models and data, by their hashes",
-                ["name", "SHA-256"],
+                ["name", "hash, or revision on the hub"],
                 [[Cell(name), Cell(digest)] for name, digest in parts],
             )
         )
@@ -79,8 +85,8 @@ def _seed(node: Node) -> str:
     return "–"
 
 
-def _took(node: Node) -> str:
-    """Seconds of computing, where a result counts them."""
+def _seconds(node: Node) -> float | None:
+    """Of computing, where a result counts them."""
     seconds = node["seconds"].value
     if isinstance(seconds, dict):
         seconds = sum(x for x in seconds.values() if isinstance(x, int | float))
@@ -92,14 +98,24 @@ def _took(node: Node) -> str:
             row["seconds"] for row in rows if isinstance(row, dict) and isinstance(row.get("seconds"), int | float)
         ]
         seconds = sum(spent) if spent else None
-    return "–" if seconds is None else f"{number(seconds, 0)} s"
+    return seconds if seconds is None else float(seconds)
+
+
+def _runs(node: Node) -> Iterator[str]:
+    """Of each finished row: its run, what it learnt from how long, and the command that trained or measured it."""
+    for row in node["rows"].each(optional=True):
+        environment, recipe = row["environment"], row["recipe"]
+        if row["status"].value != "done" or not isinstance(environment["command"].value, str):
+            continue
+        told = [f"{key} {recipe[key].value}" for key in ("steps", "batch", "lr", "seed", "dtype") if key in recipe]
+        yield f"{row['run'].value}: {', '.join(told)}; {environment['command'].value}"
 
 
 def _hashes(value: Any, named: str = "") -> Iterator[tuple[str, str]]:
     """Every `NAME@sha256:DIGEST` of a result, and every set's fingerprint."""
     if isinstance(value, dict):
         if isinstance(value.get("fingerprint"), str) and value["fingerprint"].startswith("sha256:"):
-            yield f"data: {value.get('name', named)}", value["fingerprint"].removeprefix("sha256:")
+            yield f"data: {value.get('name', named)}", value["fingerprint"]
         for key, inner in value.items():
             if key not in ("each", "matrix", "captions"):
                 yield from _hashes(inner, key)
@@ -107,6 +123,6 @@ def _hashes(value: Any, named: str = "") -> Iterator[tuple[str, str]]:
         for inner in value:
             yield from _hashes(inner, named)
     elif isinstance(value, str) and len(value) < 500:
-        found = re.match(r"([^@\s]{1,200})@(?:sha256:)?([0-9a-f]{40,64})", value)
+        found = re.match(r"([^@\s]{1,200})@(sha256:[0-9a-f]{64}|[0-9a-f]{40})", value)
         if found:
             yield found[1], found[2]

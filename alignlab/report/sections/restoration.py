@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from alignlab.report import figures, images
 from alignlab.report.blocks import (
@@ -26,6 +27,7 @@ from alignlab.report.source import Source
 
 SPATIAL = ("rotate", "flip", "repeat")  # their answers are compared with the truth alone
 SHOWN = 4  # pictures of a gallery
+COLUMNS = {"degraded": "degraded", "alone": "encoder + decoder", "restored": "restored"}
 HEADINGS = ("degraded", "encoder + decoder", "restored", "minus degraded", "minus encoder + decoder", "misaligned")
 
 
@@ -70,6 +72,11 @@ def reconstruction(sources: Sequence[Source]) -> Section | None:
                 alt = f"Rows of images of {data['name'].text()} and what {name} and its decoder leave of them"
                 pictures.append(Picture(uri, alt, f"{name} on {data['name'].text()}"))
         if rows:
+            best = max(source.node["results"].each(), key=lambda one: one["psnr"]["mean"].number(optional=True) or 0.0)
+            psnr = number(best["psnr"]["mean"].number(optional=True), 1)
+            made.answers.append(
+                f"of {data['name'].text()}, {best['encoder'].text()} and its decoder keep the most ({psnr} dB)"
+            )
             caption = f"Reconstruction of {data['name'].text()}, {number(data['n'].number(), 0)} images"
             made.blocks.append(
                 Table(
@@ -121,83 +128,119 @@ def _figures(found: Node) -> list[Cell]:
 def _reproduced(source: Source, made: Section) -> None:
     node = source.node
     title = node["title"].text(source.name)
-    rows, gaps = [], []
+    short = title.partition(":")[0]
+    rows: list[list[Cell]] = []
+    beside: list[list[Cell]] = []
+    gaps: list[str] = []
     dots: dict[str, dict[str, figures.Dot]] = {}
-    better: list[str] = []
-    restored = 0
+    done: list[tuple[str, Node]] = []
     for row in node["rows"].each():
-        name = row["name"].text()
-        if row["status"].text() != "done":
-            gaps.append(f"{name}: {row['status'].text()}")
+        name, state = row["name"].text(), row["status"].text()
+        if state != "done":
+            gaps.append(f"{name} ({'begun' if state == 'partly' else state})")
+            source.gaps.append(f"{short}: {name} is not finished")
             continue
-        paper = {key: row["paper"][key]["PSNR"].number(optional=True) for key in ("alone", "restored")}
+        images_learnt = row["images"].number()
         for found in row["evaluations"].each():
-            here = found["restored"]["psnr"]["mean"].number(optional=True)
-            gain = found["gain"]["psnr"]["mean"].number(optional=True) if "gain" in found else None
-            theirs = paper["restored"]
-            of_theirs = None if theirs is None or paper["alone"] is None else theirs - paper["alone"]
-            rows.append(
-                [
-                    Cell(name),
-                    Cell(
-                        number(row["images"].number(), 0),
-                        row["images"].value if isinstance(row["images"].value, int) else None,
-                    ),
-                    *_figures(found),
-                    cell(theirs, 2, quiet=True),
-                    cell(of_theirs, 2, signed=True, quiet=True),
-                    cell(None if of_theirs is None or gain is None else gain - of_theirs, 2, signed=True, quiet=True),
-                ]
-            )
-            columns = {"degraded": "degraded", "alone": "encoder + decoder", "restored": "restored"}
+            done.append((name, found))
+            rows.append([Cell(name), cell(images_learnt, 0), *_figures(found)])
+            beside += _beside(name, row["paper"], found)
             dots[name] = {
                 label: figures.Dot(
                     found[key]["psnr"]["mean"].number(optional=True), found[key]["psnr"]["ci95"].interval()
                 )
-                for key, label in columns.items()
+                for key, label in COLUMNS.items()
             }
-            if found["task"].value not in SPATIAL and "lift" in found and here is not None:
-                restored += 1
-                interval = found["lift"]["psnr"]["ci95"].interval()
-                if interval is not None and interval[0] > 0 and name not in better:
-                    better.append(name)
     lab = node["laboratory"].text()
     if rows:
-        headings = ["row", "images learnt", *HEADINGS, "the paper: restored", "the paper: minus MAE-r", "here − paper"]
-        made.blocks.append(
-            Table(
-                f"{title} ({lab} laboratory)",
-                headings,
-                rows,
-                numeric=range(1, len(headings)),
-                note="The paper's columns are of its models and images; the last column is the difference of the two "
-                "differences from encoder + decoder, of two laboratories.",
-            )
+        headings = ["row", "images learnt", *HEADINGS]
+        made.blocks.append(Table(f"{title} ({lab} laboratory)", headings, rows, numeric=range(1, len(headings))))
+        alt = f"PSNR of what was given, of encoder and decoder alone, and restored, for {listed(list(dots))}"
+        told = f"{title}: PSNR with 95% intervals; what is exact has none."
+        made.blocks.append(figures.forest(dots, "PSNR (dB)", alt=alt, caption=told))
+    if beside:
+        headings = ["row", "figure", "here", "the paper", "here − paper (dB)"]
+        note = "The paper's figures are of its models and images; the differences compare two laboratories."
+        table = Table(
+            f"{short}: here and in the paper, PSNR in dB / SSIM", headings, beside, numeric=(2, 3, 4), note=note
         )
-        made.blocks.append(
-            figures.forest(
-                dots,
-                "PSNR (dB)",
-                alt=f"PSNR of what was given, of encoder and decoder alone, and restored, for {listed(list(dots))}",
-                caption=f"{title}: PSNR with 95% intervals; what is exact has none.",
-            )
-        )
+        made.blocks.append(Fold(f"{short} beside the paper's figures", [table], open=True))
     if gaps:
-        made.blocks.append(Paragraph(f"{title}: not finished, so not here: {'; '.join(gaps)}.", "gap"))
-    said = node["readings"].texts()
+        made.blocks.append(Paragraph(f"{short}: not finished, so not here: {'; '.join(gaps)}.", "gap"))
+    said = [x for x in node["readings"].texts() if not x.endswith(": missing")]
     if said:
-        kept = [x for x in said if not x.endswith(": missing")]
-        made.blocks.append(Lines(kept, kind="reading", title=f"What {title.partition(':')[0]} says", show=8))
-    if node["target"].value == "table2" and restored:
-        made.answers.append(
-            f"{node['rows'][0]['design']['llm'].text()} restores {len(better)} of {plural(restored, 'task')} clearly above the "
-            f"degraded input{f' ({listed(better)})' if better else ''}"
-        )
+        made.blocks.append(Lines(said, kind="reading", title=f"What {short} says", show=8))
+    if done:
+        made.answers += _answers(node["target"].value, done, len(gaps))
     if "sheets" in node:
         for sheet in node["sheets"].each():
-            made.blocks += _slides(sheet, source, f"{title.partition(':')[0]}, {sheet['title'].text()}")
+            made.blocks += _slides(sheet, source, f"{short}, {sheet['title'].text()}")
     else:
         made.blocks += _pictures(node["pictures"], source, title)
+
+
+def _beside(name: str, paper: Node, found: Node) -> list[list[Cell]]:
+    """What the paper has of a row beside what came out here."""
+    rows = []
+    pairs: dict[str, tuple[float, float]] = {}
+    for key, label in COLUMNS.items():
+        if key not in paper:
+            continue
+        theirs, ssim = (paper[key][size].number(optional=True) for size in ("PSNR", "SSIM"))
+        ours = found[key]["psnr"]["mean"].number(optional=True)
+        told = "inf" if theirs is None else number(theirs, 2)
+        both = theirs is not None and ours is not None
+        if both:
+            assert theirs is not None
+            assert ours is not None
+            pairs[key] = (ours, theirs)
+        rows.append(
+            [
+                Cell(name),
+                Cell(f"{label} (MAE-r)" if key == "alone" else label),
+                _both(found[key]),
+                Cell(told + ("" if ssim is None else f" / {number(ssim, 2)}"), theirs, quiet=True),
+                cell(pairs[key][0] - pairs[key][1] if both else None, 2, signed=True, quiet=True),
+            ]
+        )
+    if {"alone", "restored"} <= pairs.keys():
+        ours, theirs = (pairs["restored"][i] - pairs["alone"][i] for i in (0, 1))
+        line = [
+            Cell(name),
+            Cell("restored − MAE-r"),
+            cell(ours, 2, signed=True),
+            cell(theirs, 2, signed=True, quiet=True),
+        ]
+        rows.append([*line, cell(ours - theirs, 2, signed=True, quiet=True)])
+    return rows
+
+
+def _answers(target: Any, done: list[tuple[str, Node]], missing: int) -> list[str]:
+    """What a table says, in a clause."""
+    means = {name: found["restored"]["psnr"]["mean"].number(optional=True) for name, found in done}
+    if target == "table2":
+        own = [(name, found) for name, found in done if "/" not in name]
+
+        def above(key: str) -> list[str]:
+            spans = [(name, found[key]["psnr"]["ci95"].interval()) for name, found in own if key in found]
+            return [name for name, span in spans if span is not None and span[0] > 0]
+
+        given = [name for name, found in own if found["task"].value not in SPATIAL]
+        lifted = [name for name in above("lift") if name in given]
+        gained = above("gain")
+        told = f"the frozen language model restores {len(lifted)} of {plural(len(given), 'task')} clearly above the degraded input"
+        told += f" ({listed(lifted)})" if lifted else ""
+        told += (
+            f", {len(gained)} of {len(own)} above encoder and decoder alone{f' ({listed(gained)})' if gained else ''}"
+        )
+        return [told + (f" ({plural(missing, 'row')} not finished)" if missing else "")]
+    if target == "table3":
+        both = [(means.get(f"denoise/{how}")) for how in ("lm4lv", "linear")]
+        if None not in both:
+            return [
+                f"in denoising it comes to {number(both[0], 1)} dB, one linear layer without it to {number(both[1], 1)} dB"
+            ]
+    return []
 
 
 def _runs(source: Source, made: Section) -> None:
@@ -206,7 +249,8 @@ def _runs(source: Source, made: Section) -> None:
     rows, galleries = [], list[Block]()
     for found in source.node["evaluations" if train else "results"].each():
         design = (source.node if train else found)["design"]
-        label = design["encoder"].text() + (f" / {design['llm'].text()}" if design["how"].value != "linear" else "")
+        reads = design["how"].value in ("lm4lv", "vit-llm")
+        label = design["encoder"].text() + (f" / {design['llm'].text()}" if reads else "")
         name = source.name if train else found["checkpoint"].text()
         task, data = found["task"].text(), found["data"]["name"].text()
         rows.append(
@@ -219,6 +263,10 @@ def _runs(source: Source, made: Section) -> None:
                 Node([found["picture"].value], source.gaps, "picture"), source, f"{name}, {task} on {data}"
             )
     if rows:
+        if not made.answers:
+            made.answers += [
+                f"{row[2].text}: {row[1].text} restores to {row[5].text}, from {row[3].text}" for row in rows[:3]
+            ]
         command = "restore train" if train else "restore eval"
         made.blocks.append(
             Table(
@@ -241,12 +289,9 @@ def _slides(node: Node, source: Source, title: str) -> Iterator[Block]:
         return
     labels = list(sheet)
     pictures = [[images.uri(row[i]) for row in sheet.values()] for i in range(min(SHOWN, len(sheet[labels[0]])))]
-    middle = [
-        label
-        for label in labels
-        if label not in ("given", "truth") and not label.endswith((" alone", "encoder + decoder"))
-    ]
-    left, right = labels[0], (middle or labels[-1:])[0]
+    made = [x for x in labels if x not in ("given", "truth") and not x.endswith((" alone", "encoder + decoder"))]
+    lm4lv = [x for x in made if x.endswith("lm4lv")]
+    left, right = labels[0], (lm4lv or made or labels[-1:])[0]
     yield Slides(title, labels, pictures, left, right)
 
 

@@ -5,7 +5,7 @@
   // Dark and light: as the reader's system has it, until they choose.
   const theme = document.getElementById("theme");
   const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  const tell = () => { theme.textContent = dark() ? "Light" : "Dark"; theme.setAttribute("aria-pressed", String(dark())); };
+  const tell = () => { theme.textContent = dark() ? "Light" : "Dark"; };
   theme.hidden = false;
   tell();
   theme.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; tell(); });
@@ -74,12 +74,18 @@
       const beside = over.dataset.beside ? " (" + over.dataset.beside + ")" : "";
       readout.textContent = rows[row] + ", " + columns[column] + ": " + values[row][column] + beside;
     };
-    over.addEventListener("pointermove", event => {
+    const point = event => {
       const box = over.getBoundingClientRect();
       const place = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
       show(rows.length - 1 - place((event.clientY - box.top) / box.height, rows.length), place((event.clientX - box.left) / box.width, columns.length));
+    };
+    over.addEventListener("pointermove", point);
+    over.addEventListener("pointerdown", point);
+    over.addEventListener("pointerleave", event => {
+      if (event.pointerType === "touch") return;  // the finger is gone, what it pointed at stays
+ cell.hidden = true;
+      readout.textContent = readout.dataset.idle;
     });
-    over.addEventListener("pointerleave", () => { cell.hidden = true; readout.textContent = readout.dataset.idle; });
     const moves = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
     canvas.addEventListener("keydown", event => {
       const move = moves[event.key];
