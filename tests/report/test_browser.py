@@ -77,11 +77,11 @@ def test_axe_finds_nothing_serious(request, screen):
 
 
 def test_a_heading_sorts_its_table_by_numbers_and_back(page):
-    table = page.locator("figure.table", has_text="Alignment on scenes").first
+    table = page.locator("figure.table", has_text="Alignment with smollm2 on scenes").first
     heading = table.get_by_role("button", name="z", exact=True)
 
     def column():
-        return [float(x) for x in table.locator("tbody td:nth-child(7)").all_inner_texts()]
+        return [float(x) for x in table.locator("tbody td:nth-child(6)").all_inner_texts()]
 
     before = column()
     heading.click()

@@ -76,7 +76,7 @@ def test_one_measurement_makes_a_page_that_reads_well(tmp_path):
     assert written.sections == ["Alignment", "How to get these numbers again"]
     for told in (
         "mae, beit and vqgan and smollm2: do they represent the world alike?",
-        "On scenes all 3 encoders are more like smollm2 than shuffled pairings are (p 0.005), and none clearly leads by",
+        "On scenes all 3 encoders are more like smollm2 than shuffled pairings are (p 0.005); none clearly leads by",
         "0.147 (0.137 to 0.159)",
         "0.029 ± 0.001",
         "Embedded laboratory.",
@@ -120,9 +120,12 @@ def test_controls_and_ties_are_called_so(tmp_path):
     assert "all 3 encoders" in answer
     assert "so is the untrained mae@random" in answer
     assert "the untrained control mae@random" in answer
-    assert "none clearly leads by cka" in answer
+    assert "none clearly leads by mutual_knn (k=10) or cka" in answer
     write_report([RESULTS / "measure-photos"], tmp_path / "page.html")
-    assert "efficientnet-lite0 leads by cka, calibrated (0.333)" in page(tmp_path / "page.html").text
+    assert (
+        "efficientnet-lite0 leads by mutual_knn (k=10) and cka, calibrated (0.102, 0.333)"
+        in page(tmp_path / "page.html").text
+    )
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,8 @@ def section(sources: Sequence[Source]) -> Section | None:
 
 
 def _table(found: Sequence[Pair]) -> Table:
+    llms = list(dict.fromkeys(one.llm for one in found))
+    several = len(llms) > 1
     rows = []
     for one in found:
         null = "–" if one.null is None else f"{number(one.null[0])} ± {number(one.null[1])}"
@@ -126,7 +128,7 @@ def _table(found: Sequence[Pair]) -> Table:
         rows.append(
             [
                 Cell(one.encoder),
-                Cell(one.llm),
+                *([Cell(one.llm)] if several else []),
                 Cell(one.metric),
                 Cell(with_interval(one.score, one.interval), one.score),
                 Cell(null, None if one.null is None else one.null[0]),
@@ -136,11 +138,11 @@ def _table(found: Sequence[Pair]) -> Table:
                 Cell(layers),
             ]
         )
-    headings = ["encoder", "language model", "metric"]
+    headings = ["encoder", *(["language model"] if several else []), "metric"]
     numbers = ["score (95%)", "shuffled", "p", "z", "calibrated"]
     start = len(headings)
     return Table(
-        f"Alignment on {found[0].data}",
+        f"Alignment with {listed(llms)} on {found[0].data}",
         [*headings, *numbers, "layers"],
         rows,
         numeric=range(start, start + len(numbers)),
@@ -238,15 +240,24 @@ def _answer(ours: Sequence[Pair]) -> str:
     for control in controls:
         beyond = all(one.p is not None and one.p < 0.05 for one in ours if one.encoder == control)
         said += f" ({'so is' if beyond else 'not so'} the untrained {control})"
-    leads = [
-        _lead([one for one in learnt if one.metric == metric]) for metric in dict.fromkeys(one.metric for one in learnt)
+    leads: dict[str, list[tuple[str, float]]] = {}
+    for metric in dict.fromkeys(one.metric for one in learnt):
+        if (found := _lead([one for one in learnt if one.metric == metric])) is not None:
+            leads.setdefault(found[0], []).append((metric, found[1]))
+    told = [
+        f"{who} leads by {listed([metric for metric, _ in of])}, calibrated ({', '.join(number(x) for _, x in of)})"
+        if who
+        else f"none clearly leads by {' or '.join(metric for metric, _ in of)}"
+        for who, of in leads.items()
     ]
-    kept = [lead for lead in leads if lead]
-    return f"{said}, and {listed(kept)}" if kept else said
+    return f"{said}; {listed(told)}" if told else said
 
 
-def _lead(ours: Sequence[Pair]) -> str:
-    """Which encoder leads by a metric, calibrated, if its score's interval, so calibrated, is apart from the others'."""
+def _lead(ours: Sequence[Pair]) -> tuple[str, float] | None:
+    """The encoder that leads by a metric, "" for none, and its calibrated score; None where there are not two to compare.
+
+    It leads if its score's interval, calibrated as the score is, is apart from the others'.
+    """
     spans: list[tuple[float, float, float, str]] = []
     for one in ours:
         if one.calibrated is None or one.interval is None or one.score is None or one.null is None:
@@ -256,9 +267,7 @@ def _lead(ours: Sequence[Pair]) -> str:
         low, high = (scale * (end - one.null[0]) for end in one.interval)
         spans.append((one.calibrated, low, high, one.encoder))
     if len({encoder for *_, encoder in spans}) < 2:
-        return ""
+        return None
     spans.sort(reverse=True)
     first, others = spans[0], [span for span in spans if span[3] != spans[0][3]]
-    if first[1] > max(span[2] for span in others):
-        return f"{first[3]} leads by {ours[0].metric}, calibrated ({number(first[0])})"
-    return f"none clearly leads by {ours[0].metric}"
+    return (first[3] if first[1] > max(span[2] for span in others) else "", first[0])
