@@ -93,3 +93,20 @@ def small_mae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     ViTMAEForPreTraining(ViTMAEConfig(image_size=32, patch_size=8, **encoder, **decoder)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def report_of(tmp_path: Path) -> Callable[..., str]:
+    """Makes a report of result folders, of which nothing may be missing, and gives its text without tags."""
+    import html
+    import re
+
+    from alignlab.report import write_report
+
+    def make(*folders: Path) -> str:
+        written = write_report(folders, tmp_path / "report.html")
+        assert written.gaps == []
+        page = re.sub(r"<(style|script)>.*?</\1>", "", written.path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+    return make

@@ -28,7 +28,7 @@ def trained(tmp_path_factory, small_mae, small_llm, blurs):
     return folder
 
 
-def test_a_table_and_a_result_for_every_checkpoint(trained, tmp_path, capsys):
+def test_a_table_and_a_result_for_every_checkpoint(trained, tmp_path, capsys, report_of):
     both, raw = str(trained / "both"), str(trained / "raw")
     words = ["analyse", "adapters", both, raw, both, "--draws", "4", "--out", str(tmp_path / "out")]
     assert run([*words, "--json", str(tmp_path / "too.json")]) == 0
@@ -45,6 +45,9 @@ def test_a_table_and_a_result_for_every_checkpoint(trained, tmp_path, capsys):
         assert one["identity"]["ratio"] == 0
         for picture in one["pictures"]:
             assert (tmp_path / "out" / picture).stat().st_size > 5000
+    page = report_of(tmp_path / "out")
+    assert page.count("A is 24 × 24") >= 2
+    assert f"{result['checkpoints'][0]['coordinates']['raw']['trained']['ratio']:.3g}" in page
     assert "1.53e+04" in printed
     assert "other models" in printed
     assert "--simulate shows both" in printed

@@ -36,7 +36,7 @@ def other_encoder(results, folder, name):
     return made
 
 
-def test_depths_of_encoders_from_end_to_end(results, tmp_path, capsys):
+def test_depths_of_encoders_from_end_to_end(results, tmp_path, capsys, report_of):
     ours = [str(results / name) for name in ("measure", "whole", "one", "random")]
     more = [path for name in ("mae-b", "mae-c") for path in other_encoder(results, tmp_path, name)]
     words = ["analyse", "correlation", *ours, *more, "--out", str(tmp_path / "out")]
@@ -45,6 +45,10 @@ def test_depths_of_encoders_from_end_to_end(results, tmp_path, capsys):
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result == json.loads((tmp_path / "too.json").read_text())
     assert (result["schema"], result["task"], result["images"]) == ("alignlab.analyse-correlation/1", "denoise", [2])
+    page = report_of(tmp_path / "out")
+    assert "all points, as if independent" in page
+    assert "all points, whole encoders permuted" in page
+    assert all(sentence in page for sentence in result["readings"])
     measured = json.loads((results / "measure" / "result.json").read_text())
     cka = np.array(next(pair["matrix"] for pair in measured["pairs"] if pair["metric"] == "cka"))
     gains = {

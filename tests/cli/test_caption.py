@@ -278,7 +278,7 @@ def test_bad_options_of_generate_exit_2(trained, photos, capsys, arguments, said
 # --- eval ---
 
 
-def test_eval_with_a_control(trained, control, photos, judge, tmp_path, capsys):
+def test_eval_with_a_control(trained, control, photos, judge, tmp_path, capsys, report_of):
     command = ["caption", "eval", "--checkpoint", str(trained), "--control", str(control), "--data", str(photos)]
     options = ["--judge", judge, "--dtype", "float32", "--out", str(tmp_path), "--json", str(tmp_path / "too.json")]
     assert run([*command, *options]) == 0
@@ -286,6 +286,9 @@ def test_eval_with_a_control(trained, control, photos, judge, tmp_path, capsys):
     assert result == json.loads((tmp_path / "too.json").read_text())
     assert result["schema"] == "alignlab.caption-eval/1"
     (one,) = result["results"]
+    page = report_of(tmp_path)
+    assert one["says"] in page
+    assert " ".join((one["captions"][0] or "(nothing)").split())[:20] in page
     assert (one["checkpoint"], one["control"], one["items"]) == ("tiny", "tiny-random", [0, 5, 10])
     assert set(one["scores"]) == {"generated", "shuffled", "human", "random"}
     assert set(one["differences"]) == {"shuffled", "human", "random"}

@@ -48,7 +48,7 @@ def result_of(folder):
     return json.loads((folder / "result.json").read_text())
 
 
-def test_text_alone(small_llm, tmp_path, capsys):
+def test_text_alone(small_llm, tmp_path, capsys, report_of):
     command = ["probe", "induction", "--llm", str(small_llm), "--length", "8", "--n", "3", "--device", "cpu"]
     assert run([*command, "--random", "--ablate", "1", "--draws", "2", "--out", str(tmp_path)]) == 0
     result = result_of(tmp_path)
@@ -67,6 +67,9 @@ def test_text_alone(small_llm, tmp_path, capsys):
     assert result["ablation"][1]["heads"] == [[[best["block"], best["head"]]]]
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {"induction-text.png", "induction-text-random.png", "induction-ablation.png"}
+    page = report_of(tmp_path)
+    assert f"{best['block']}.{best['head']}" in page
+    assert all(sentence in page for sentence in result["reading"])
     said = capsys.readouterr().out
     assert "nats a token the first time" in said
     assert "Heads switched off" in said

@@ -27,7 +27,7 @@ def probed(command, tmp_path_factory):
     return folder
 
 
-def test_what_is_written_and_printed(probed, command, capsys):
+def test_what_is_written_and_printed(probed, command, capsys, report_of):
     result = json.loads((probed / "result.json").read_text())
     assert result == json.loads((probed.parent / "copy.json").read_text())
     assert result["schema"] == "alignlab.probe-layers/1"
@@ -47,6 +47,9 @@ def test_what_is_written_and_printed(probed, command, capsys):
     assert f"{result['layers'][0]['psnr']['mean']:.2f}" in shown
     assert "of 2 layer(s), the interval of the difference lies above zero over the MLP for" in shown
     assert json.loads((probed / "result.json").read_text())["seconds"]["trained"] == 0
+    page = report_of(probed)
+    assert f"{result['layers'][1]['psnr']['mean']:.2f} (" in page
+    assert "over the random layer for" in page
 
 
 def test_one_layer_and_one_seed_say_so(command, tmp_path, capsys):

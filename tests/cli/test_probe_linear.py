@@ -41,7 +41,7 @@ def command(small_mae, small_llm, shapes):
     return make
 
 
-def test_a_run(command, tmp_path, capsys):
+def test_a_run(command, tmp_path, capsys, report_of):
     assert run(command("--out", tmp_path / "out", "--json", tmp_path / "copy.json")) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result == json.loads((tmp_path / "copy.json").read_text())
@@ -57,6 +57,9 @@ def test_a_run(command, tmp_path, capsys):
     assert pair["text_to_image"]["best_p"] is None  # the encoder's layer was chosen on these items
     assert pair["image_to_text"]["p"] is None
     assert any("there is no p" in note for note in result["notes"])
+    page = report_of(tmp_path / "out")
+    assert f"Ridge regressions between every layer of small-llm and layer {pair['encoder_layer']} of small-mae" in page
+    assert "Logistic probes for class" in page
     (label,) = result["labels"]
     assert (label["label"], label["n"], label["classes"]) == ("class", 24, 3)
     assert label["majority"] == pytest.approx(1 / 3)

@@ -248,13 +248,17 @@ def test_another_process_than_the_first_writes_and_says_nothing(command, tmp_pat
 # --- eval ---
 
 
-def test_eval(trained, photos, tmp_path, capsys):
+def test_eval(trained, photos, tmp_path, capsys, report_of):
     command = ["restore", "eval", "--checkpoint", str(trained), "--data", str(photos), "--dtype", "float32"]
     assert run([*command, "--out", str(tmp_path), "--json", str(tmp_path / "too.json")]) == 0
     result = plain(tmp_path)
     assert result == json.loads((tmp_path / "too.json").read_text())
     ours = {one["task"]: one for one in plain(trained)["evaluations"]}
     assert [one["task"] for one in result["results"]] == ["denoise", "rotate"]
+    page = report_of(tmp_path, trained)
+    assert "alignlab restore eval" in page
+    assert "alignlab restore train" in page
+    assert "denoise on" in page
     for one in result["results"]:  # what training measured, on the pictures it left out
         for column in ("degraded", "alone", "restored", "gain"):
             for figure in ("psnr", "ssim"):
