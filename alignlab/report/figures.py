@@ -231,7 +231,7 @@ def forest(rows: Mapping[str, Mapping[str, Dot]], xlabel: str, *, alt: str, capt
         ]
         if len(series) > 1:
             drawing.legend(handles=handles, loc="outside lower center", ncols=min(4, len(series)), fontsize=8)
-        return Figure(svg(drawing), alt, caption)
+        return Figure(svg(drawing), alt, caption, least=320)
 
 
 def scatter(
