@@ -229,7 +229,10 @@ def test_an_encoder_without_tokens_is_refused_before_anything_is_trained(here, c
         (["table4", "--data", "no-such-folder"], "no-such-folder"),
         (["fig6", "--encoder", "pca"], "--encoder is for table4; fig6 has rows of its own"),
         (["fig6", "--align-on", "scenes"], "--align-on is for table4"),
-        (["table5"], "there is no target 'table5'; there are table2, table3, table7, fig4, fig5, fig6, fig7, table4"),
+        (
+            ["table5"],
+            "there is no target 'table5'; there are table2, table3, table7, fig4, fig5, fig6, fig7, depth, table4, all",
+        ),
     ],
 )
 def test_bad_input(arguments, said, tmp_path, monkeypatch, capsys):
