@@ -108,7 +108,7 @@ def test_what_is_finished_makes_a_report(tmp_path):
     assert states["measure-scenes"] == "left out: it is not made yet"
     assert states["table2"] == "made"
     assert states["adapters"].startswith("left out: it reads denoise-")
-    assert "denoise: missing" in (out / "embedded.html").read_text()
+    assert "not finished, so not here: denoise (missing)" in (out / "embedded.html").read_text()
     assert "Traceback" not in done.stderr
 
 
