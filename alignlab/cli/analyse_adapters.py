@@ -10,18 +10,6 @@ from typing import Any
 import typer
 
 SCHEMA = "alignlab.analyse-adapters/1"
-# What a row is called, and the paper's name for it where it has one.
-ROWS = {
-    "distance": ("L", "L"),
-    "ratio": ("L / mean square of A", None),
-    "diagonal_mean": ("D", "D"),
-    "diagonal_median": ("median diagonal ratio", None),
-    "alpha": ("best alpha", None),
-    "rank_entropy": ("effective rank", None),
-    "rank_participation": ("participation ratio", None),
-    "singular_largest": ("largest singular", None),
-    "singular_median": ("median singular", None),
-}
 
 
 def adapters(
@@ -100,6 +88,7 @@ def show(screen: Any, one: dict[str, Any]) -> None:
     from rich.table import Table
 
     from alignlab import paper
+    from alignlab.analysis.words import MEASURES, ROWS, measure
 
     plan = one["design"]
     between = f"{plan['encoder']} and {plan['llm']}" if one["llm_width"] else plan["encoder"]
@@ -117,12 +106,12 @@ def show(screen: Any, one: dict[str, Any]) -> None:
         cells = []
         for of in one["coordinates"].values():
             random = of["random"][name]
-            cells.append(_value(name, of["trained"][name]))
-            low, high = (_value(name, random[end], 2) for end in ("low", "high"))
-            cells.append(f"{_value(name, random['median'])} ({low}..{high})")
-        theirs = [_number(_finite(x)) for x in paper.TABLE6[published].values()] if published else ["-"] * 3
-        table.add_row(title, *cells, _value(name, one["identity"][name]), *theirs)
-    biases = [cell for of in one["coordinates"].values() for cell in (_number(of["bias"]["rms"]), "-")]
+            cells.append(measure(name, of["trained"][name]))
+            low, high = (measure(name, random[end], 2) for end in ("low", "high"))
+            cells.append(f"{measure(name, random['median'])} ({low}..{high})")
+        theirs = [measure(name, _finite(x)) for x in paper.TABLE6[published].values()] if published else ["-"] * 3
+        table.add_row(title, *cells, measure(name, one["identity"][name]), *theirs)
+    biases = [cell for of in one["coordinates"].values() for cell in (measure("bias", of["bias"]["rms"]), "-")]
     table.add_row("bias, rms", *biases, "0", *["-"] * 3)
     screen.print(table)
     if len(one["coordinates"]) > 1:
@@ -134,10 +123,7 @@ def show(screen: Any, one: dict[str, Any]) -> None:
     if one["position_code"]:
         screen.print("the last 16 numbers of a token are its position's code, not the encoder's.")
     lines = (
-        "L: mean squared entry of A - alpha I, alpha the best. Divided by the mean squared entry of A it is 0 for alpha I and "
-        "about 1 for random layers; 1 minus it is the share of A's squares that alpha I makes up.",
-        "D: mean of |A_ii / A_ij|, i != j; the median of these ratios is 1 where the diagonal does not stand out. Ranks: of "
-        "the singular values' entropy, and (sum s^2)^2 / sum s^4.",
+        *MEASURES,
         f"random: {one['draws']} pairs of Gaussian layers of the same shapes and spread. paper: other models (MAE-L, "
         "LLaMA-2-7B), its random a matrix of standard Gaussian numbers. L goes with the scale of A and D has no expectation "
         "for random matrices (--simulate shows both), so that the rows below them are the ones to compare.",
@@ -148,19 +134,6 @@ def show(screen: Any, one: dict[str, Any]) -> None:
 
 def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
-
-
-UNBOUNDED = ("diagonal_mean", "diagonal_median")  # inf over a zero; of the others None is what cannot be told
-
-
-def _value(name: str, x: float | None, digits: int = 3) -> str:
-    return "-" if x is None and name not in UNBOUNDED else _number(x, digits)
-
-
-def _number(x: float | None, digits: int = 3) -> str:
-    if x is None:
-        return "inf"
-    return f"{x:.{digits if abs(x) < 100 else 3}g}"
 
 
 def show_simulation(screen: Any, simulation: dict[str, list[dict[str, float]]]) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from alignlab.analysis.words import si
+
 if TYPE_CHECKING:
     from alignlab.analysis.compute import Counted, Sequence
 
@@ -240,18 +242,6 @@ def show(screen: Any, result: dict[str, Any]) -> None:
         lines += [f"  {what}: {si(flop)}" for what, flop in result["mae_readings"].items()]
     for line in lines:
         screen.print(escape(line), soft_wrap=True)
-
-
-def si(x: float) -> str:
-    """5740000000000.0 -> "5.74 T".
-
-    >>> si(5.74e12), si(25.56e9), si(0.0)
-    ('5.74 T', '25.56 G', '0')
-    """
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(x) >= size:
-            return f"{x / size:.2f} {unit}"
-    return f"{x:.0f}"
 
 
 def _bytes(x: float) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from alignlab.analysis.words import si
+
 if TYPE_CHECKING:
     from alignlab.features.cache import Entry
 
@@ -46,11 +48,11 @@ def list_() -> None:
         items = one.trouble or (f"{one.n:,}" if one.complete else f"{one.items:,} of {one.n:,}")
         names = (one.folder.name[:8], one.model, one.data, one.pool, one.dtype)
         table.add_row(
-            *map(escape, names), items, _size(one.size), time.strftime("%Y-%m-%d", time.localtime(one.changed))
+            *map(escape, names), items, f"{si(one.size)}B", time.strftime("%Y-%m-%d", time.localtime(one.changed))
         )
     if found:
         screen.print(table)
-    total = _size(sum(one.size for one in found))
+    total = f"{si(sum(one.size for one in found))}B"
     screen.print(escape(f"{len(found)} set(s) of features, {total}, in {home()} (ALIGNLAB_HOME)"), soft_wrap=True)
 
 
@@ -132,19 +134,11 @@ def prune(
         if not dry_run and not remove(one):
             typer.echo(f"left alone, a run is writing it: {_named(one)}")
             continue
-        typer.echo(f"{'would delete' if dry_run else 'deleted'}: {_named(one)}, {_size(one.size)}")
+        typer.echo(f"{'would delete' if dry_run else 'deleted'}: {_named(one)}, {si(one.size)}B")
         freed, gone = freed + one.size, gone + 1
-    typer.echo(f"{gone} set(s) of features, {_size(freed)}{' would be freed' if dry_run else ' freed'}")
+    typer.echo(f"{gone} set(s) of features, {si(freed)}B{' would be freed' if dry_run else ' freed'}")
 
 
 def _named(one: Entry) -> str:
     about = "" if one.trouble else f" ({one.model} on {one.data}, {one.pool})"
     return f"{one.folder.name[:8]}{about}"
-
-
-def _size(bytes_: int) -> str:
-    """
-    >>> _size(999), _size(2_500_000)
-    ('0.00 MB', '2.50 MB')
-    """
-    return f"{bytes_ / 1e9:.2f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.2f} MB"

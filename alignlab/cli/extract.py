@@ -72,12 +72,7 @@ def extract(
     result = {
         "schema": SCHEMA,
         "laboratory": laboratory(names, llm[0] if len(set(llm)) == 1 else None, data),
-        "data": {
-            "name": dataset.name,
-            "n": len(dataset),
-            "fingerprint": dataset.fingerprint,
-            "skipped": [{"id": bad.id, "reason": bad.reason} for bad in dataset.skipped],
-        },
+        "data": dataset.plain(),
         "features": rows,
         "ids": dataset.ids if save else None,
         "seconds": round(time.perf_counter() - began, 2),

@@ -123,12 +123,7 @@ def measure(
     described = {
         "schema": SCHEMA,
         "laboratory": laboratory(names, llm, data),
-        "data": {
-            "name": dataset.name,
-            "n": len(dataset),
-            "fingerprint": dataset.fingerprint,
-            "skipped": [{"id": bad.id, "reason": bad.reason} for bad in dataset.skipped],
-        },
+        "data": dataset.plain(),
         "pairs": pairs,
         "notes": notes,
         "seconds": {"extract": round(extracted - began, 2), "align": round(aligned - extracted, 2)},

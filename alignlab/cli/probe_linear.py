@@ -152,7 +152,7 @@ def linear(
     result = {
         "schema": SCHEMA,
         "laboratory": laboratory([encoder], llm, data),
-        "data": {"name": dataset.name, "n": len(dataset), "fingerprint": dataset.fingerprint},
+        "data": dataset.plain(),
         "encoder": {"name": images.name, "checkpoint": images.checkpoint, "pool": images.pool},
         "llm": {"name": texts.name, "checkpoint": texts.checkpoint, "pool": texts.pool},
         "matrix": matrix,

@@ -111,12 +111,7 @@ def reconstruct(
         "schema": SCHEMA,
         "laboratory": whose,
         **({"paper": paper.TABLE1} if whose == "paper" else {}),
-        "data": {
-            "name": dataset.name,
-            "n": len(dataset),
-            "fingerprint": dataset.fingerprint,
-            "skipped": [{"id": bad.id, "reason": bad.reason} for bad in dataset.skipped],
-        },
+        "data": dataset.plain(),
         "results": results,
         "lpips_net": lpips if distance else None,
         "left_out": left_out,

@@ -132,6 +132,11 @@ class ImageTextDataset:
                 whole.update(len(part).to_bytes(8, "big") + part)
         return f"sha256:{whole.hexdigest()}"
 
+    def plain(self) -> dict[str, Any]:
+        """What a result says of its data, as JSON: name, number of items, fingerprint, and what was left out."""
+        left_out = [{"id": bad.id, "reason": bad.reason} for bad in self.skipped]
+        return {"name": self.name, "n": len(self), "fingerprint": self.fingerprint, "skipped": left_out}
+
     def head(self, n: int) -> ImageTextDataset:
         """The first `n` items; ValueError unless 1 <= n <= len."""
         try:

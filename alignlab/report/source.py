@@ -77,6 +77,11 @@ def read_all(paths: Sequence[Path]) -> list[Source]:
     ]
 
 
+def of_kind(sources: Sequence[Source], *kinds: str) -> list[Source]:
+    """Those that the commands of these kinds wrote, in their order."""
+    return [source for source in sources if source.kind in kinds]
+
+
 def _printable(value: Any) -> Any:
     """The same with every text fit to be written: half a surrogate pair is no character."""
     if isinstance(value, str):

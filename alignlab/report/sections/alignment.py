@@ -10,7 +10,7 @@ import numpy as np
 from alignlab.report import figures
 from alignlab.report.blocks import Block, Cell, Fold, Lines, Section, Table, cell, listed, number, with_interval
 from alignlab.report.node import Node
-from alignlab.report.source import Source
+from alignlab.report.source import Source, of_kind
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,12 @@ def pair(node: Node, source: str, data: str) -> Pair:
 def pairs(sources: Sequence[Source]) -> list[Pair]:
     """Those of `measure`, and those of Table 4's rows that no `measure` has."""
     found: list[Pair] = []
-    for source in sources:
-        if source.kind == "measure":
-            data = source.node["data"]
-            named = f"{data['name'].text()}, {number(data['n'].number(), 0)} items"
-            found += [pair(node, source.name, named) for node in source.node["pairs"].each()]
+    for source in of_kind(sources, "measure"):
+        data = source.node["data"]
+        named = f"{data['name'].text()}, {number(data['n'].number(), 0)} items"
+        found += [pair(node, source.name, named) for node in source.node["pairs"].each()]
     known = {(one.checkpoint, one.llm, one.metric, one.data) for one in found}
-    for source in sources:
-        if source.kind != "reproduce-table4":
-            continue
+    for source in of_kind(sources, "reproduce-table4"):
         for row in source.node["rows"].each():
             of = row["alignment"]["of"]["data"]
             for name, node in row["alignment"].entries(optional=True):
@@ -105,7 +102,7 @@ def section(sources: Sequence[Source]) -> Section | None:
     )
     sets = list(dict.fromkeys(one.data for one in found))
     made.blocks += [_table([one for one in found if one.data == data]) for data in sets]
-    notes = [text for source in sources if source.kind == "measure" for text in source.node["notes"].texts()]
+    notes = [text for source in of_kind(sources, "measure") for text in source.node["notes"].texts()]
     if notes:
         made.blocks.append(Lines(list(dict.fromkeys(notes)), kind="note"))
     for data in sets:

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alignlab.analysis.words import MEASURES, ROWS, measure, si
 from alignlab.report import figures, images
 from alignlab.report.blocks import Block, Cell, Fold, Lines, Picture, Section, Table, cell, number, with_interval
 from alignlab.report.node import Node
-from alignlab.report.source import Source
-
-# What a row is called, and the paper's name for it where it has one.
-ROWS = {
-    "distance": ("L: mean squared entry of A − αI", "L"),
-    "ratio": ("L over the mean squared entry of A", None),
-    "diagonal_mean": ("D: mean of |A_ii / A_ij|", "D"),
-    "diagonal_median": ("median of |A_ii / A_ij|", None),
-    "alpha": ("best α", None),
-    "rank_entropy": ("effective rank", None),
-}
+from alignlab.report.source import Source, of_kind
 
 
 def adapters(sources: Sequence[Source]) -> Section | None:
@@ -27,16 +18,10 @@ def adapters(sources: Sequence[Source]) -> Section | None:
         lead="A = W_out W_in is what the trained layers do to a token without the language model between them. L depends on the "
         "scale of A, and D has no expectation for random matrices; the rows below them are the ones to compare.",
     )
-    for source in sources:
-        if source.kind != "analyse-adapters":
-            continue
+    for source in of_kind(sources, "analyse-adapters"):
         for one in source.node["checkpoints"].each():
             _checkpoint(one, source, made)
     return made if made.blocks else None
-
-
-def _plain(x: float | None) -> str:
-    return "–" if x is None else f"{x:.3g}"
 
 
 def _checkpoint(node: Node, source: Source, made: Section) -> None:
@@ -50,13 +35,14 @@ def _checkpoint(node: Node, source: Source, made: Section) -> None:
             value = found["trained"][key].number(optional=True)
             random = found["random"][key]
             low, middle, high = (random[end].number(optional=True) for end in ("low", "median", "high"))
-            line += [Cell(_plain(value), value), Cell(f"{_plain(middle)} ({_plain(low)} to {_plain(high)})", middle)]
+            line += [Cell(measure(key, value), value)]
+            spread = f"{measure(key, low, 2)} to {measure(key, high, 2)}"
+            line += [Cell(f"{measure(key, middle)} ({spread})", middle)]
         identity = node["identity"][key].number(optional=True)
-        line.append(Cell("inf" if identity is None else _plain(identity), identity))
+        line.append(Cell(measure(key, identity), identity))
         for column in ("Random", "Ours", "Identity"):
             theirs = source.node["paper"][published][column].number(optional=True) if published else None
-            text = _plain(theirs) if theirs is not None or not published else "inf"
-            line.append(Cell(text, theirs, quiet=True))
+            line.append(Cell(measure(key, theirs) if published else "-", theirs, quiet=True))
         rows.append(line)
     headings = ["", *(text for one in where for text in (f"{one}: trained", f"{one}: random (5% to 95%)")), "identity"]
     headings += [f"the paper: {column}" for column in ("Random", "Ours", "Identity")]
@@ -68,7 +54,8 @@ def _checkpoint(node: Node, source: Source, made: Section) -> None:
             headings,
             rows,
             numeric=range(1, len(headings)),
-            note="random: pairs of Gaussian layers of the same shapes and spread. The paper's columns are of its models.",
+            note=f"{' '.join(MEASURES)} random: pairs of Gaussian layers of the same shapes and spread. The paper's columns are of "
+            "its models.",
         )
     )
     pictures: list[Block] = []
@@ -87,9 +74,7 @@ def correlation(sources: Sequence[Source]) -> Section | None:
         lead="A point is one encoder before one language model (or its first K blocks). Points of one encoder are not "
         "independent, so the correlation is given over all points, within encoders, and over encoders.",
     )
-    for source in sources:
-        if source.kind != "analyse-correlation":
-            continue
+    for source in of_kind(sources, "analyse-correlation"):
         node = source.node
         column = node["column"].text()
         points = list(node["points"].each())
@@ -157,9 +142,7 @@ def compute(sources: Sequence[Source]) -> Section | None:
     made = Section(
         "compute", "Compute", lead="Floating-point operations of one picture through the whole pipeline, counted twice."
     )
-    for source in sources:
-        if source.kind != "analyse-compute":
-            continue
+    for source in of_kind(sources, "analyse-compute"):
         node = source.node
         models = node["models"]
         published = node["paper"]["published"]
@@ -179,12 +162,12 @@ def compute(sources: Sequence[Source]) -> Section | None:
                 ("torch_flop", False),
             ):
                 value = part[key].number(optional=optional)
-                line.append(Cell("–" if value is None else _si(value) if "flop" in key else number(value, 0), value))
+                line.append(Cell("–" if value is None else si(value) if "flop" in key else number(value, 0), value))
             seconds, share = part["seconds"].number(optional=True), part["share_of_peak"].number(optional=True)
             line.append(Cell("–" if seconds is None else f"{seconds:.3g} s", seconds))
             line.append(Cell("–" if share is None else f"{share:.0%}", share))
             paper = theirs.get(name)
-            rows.append([*line, Cell("–" if paper is None else _si(paper), paper, quiet=True)])
+            rows.append([*line, Cell("–" if paper is None else si(paper), paper, quiet=True)])
         if rows:
             whole = next((row[4].text for row in rows if row[0].text == "all"), None)
             if whole is not None:
@@ -213,9 +196,7 @@ def plan(sources: Sequence[Source]) -> Section | None:
     made = Section(
         "plan", "Plans", lead="What it would take to run these; nothing here was measured but the rate of products."
     )
-    for source in sources:
-        if source.kind != "reproduce-plan":
-            continue
+    for source in of_kind(sources, "reproduce-plan"):
         node = source.node
         rows = []
         for row in node["rows"].each():
@@ -241,10 +222,3 @@ def plan(sources: Sequence[Source]) -> Section | None:
         if needs:
             made.blocks.append(Lines(needs, kind="note", title="Weights and data"))
     return made if made.blocks else None
-
-
-def _si(x: float) -> str:
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(x) >= size:
-            return f"{x / size:.2f} {unit}"
-    return f"{x:.0f}"

@@ -22,7 +22,7 @@ from alignlab.report.blocks import (
     with_interval,
 )
 from alignlab.report.node import Node
-from alignlab.report.source import Source
+from alignlab.report.source import Source, of_kind
 
 DIGITS = {"CS": 1, "Ref-CS": 1}  # of Table 4's columns; the others have three
 JUDGED = {"CLIPScore", "RefCLIPScore"}
@@ -35,11 +35,10 @@ def section(sources: Sequence[Source]) -> Section | None:
         lead="One trained linear layer between a frozen encoder and a frozen language model: what the model then says of an "
         "image, beside the same captions put to other images.",
     )
-    for source in sources:
-        if source.kind == "reproduce-table4":
-            _table4(source, made)
-        elif source.kind in ("caption-train", "caption-eval"):
-            _evaluations(source, made)
+    for source in of_kind(sources, "reproduce-table4"):
+        _table4(source, made)
+    for source in of_kind(sources, "caption-train", "caption-eval"):
+        _evaluations(source, made)
     return made if made.blocks else None
 
 

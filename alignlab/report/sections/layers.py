@@ -9,7 +9,7 @@ import numpy as np
 from alignlab.report import figures
 from alignlab.report.blocks import Block, Cell, Fold, Lines, Section, Table, listed, number, with_interval
 from alignlab.report.node import Node
-from alignlab.report.source import Source
+from alignlab.report.source import Source, of_kind
 
 BASELINES = {"mlp": "MLP", "random": "random layer", "linear": "one linear layer"}
 
@@ -17,9 +17,8 @@ BASELINES = {"mlp": "MLP", "random": "random layer", "linear": "one linear layer
 def section(sources: Sequence[Source]) -> Section | None:
     made = Section("layers", "Layer by layer")
     makers = {"probe-layers": _single, "probe-linear": _linear, "probe-induction": _induction}
-    for source in sources:
-        if source.kind in makers:
-            makers[source.kind](source, made)
+    for source in of_kind(sources, *makers):
+        makers[source.kind](source, made)
     return made if made.blocks else None
 
 

@@ -23,7 +23,7 @@ from alignlab.report.blocks import (
     with_interval,
 )
 from alignlab.report.node import Node
-from alignlab.report.source import Source
+from alignlab.report.source import Source, of_kind
 
 SPATIAL = ("rotate", "flip", "repeat")  # their answers are compared with the truth alone
 SHOWN = 4  # pictures of a gallery
@@ -39,12 +39,10 @@ def section(sources: Sequence[Source]) -> Section | None:
         "paper's MAE-r); of rotate, flip and repeat, of the answer, which is the best that can be had. Differences are "
         "means over the same images with 95% intervals.",
     )
-    for source in sources:
-        if source.kind == "reproduce":
-            _reproduced(source, made)
-    for source in sources:
-        if source.kind in ("restore-train", "restore-eval"):
-            _runs(source, made)
+    for source in of_kind(sources, "reproduce"):
+        _reproduced(source, made)
+    for source in of_kind(sources, "restore-train", "restore-eval"):
+        _runs(source, made)
     return made if made.blocks else None
 
 
@@ -55,9 +53,7 @@ def reconstruction(sources: Sequence[Source]) -> Section | None:
         "Reconstruction",
         lead="Images encoded, decoded and compared: what is lost before anything else.",
     )
-    for source in sources:
-        if source.kind != "reconstruct":
-            continue
+    for source in of_kind(sources, "reconstruct"):
         data = source.node["data"]
         rows: list[list[Cell]] = []
         pictures: list[Block] = []
