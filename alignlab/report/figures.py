@@ -93,47 +93,86 @@ def heatmap(
 ) -> Figure:
     """Values of `[rows, columns]`, row 0 at the bottom; `null` (mean, sd) is a band on the scale; nan is left empty.
 
-    `names` are those of the rows and the columns, whose numbers begin with `first`.
+    `names` are what a row and a column is ("mae layer"); their numbers begin with `first`.
     """
     rows, columns = matrix.shape
     with style():
         drawing = Drawing(figsize=(min(9.0, max(4.2, 0.2 * columns + 1.9)), min(6.5, max(2.3, 0.2 * rows + 1.2))))
-        drawing.set_layout_engine("constrained")
-        axes = drawing.add_subplot()
-        axes.grid(False)
-        low, high = float(np.nanmin(matrix)), float(np.nanmax(matrix))
-        low = min(0.0, low)
-        image = axes.imshow(
-            matrix, aspect="auto", origin="lower", cmap="viridis", vmin=low, vmax=high if high > low else low + 1e-6
-        )
+        axes, bar = _coloured(drawing, matrix)
         if best is not None:
             axes.add_patch(Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, edgecolor=MARK, linewidth=2))
-        _ticks(axes, rows, columns, first)
-        axes.set_ylabel(f"{short(names[0])} layer")
-        axes.set_xlabel(f"{short(names[1])} layer")
-        bar = drawing.colorbar(image, ax=axes)
-        bar.ax.grid(False)
+        across, up = range(0, columns, max(1, columns // 10)), range(0, rows, max(1, rows // 8))
+        axes.set_xticks(across, [str(i + first[1]) for i in across])
+        axes.set_yticks(up, [str(i + first[0]) for i in up])
+        axes.set_ylabel(short(names[0]))
+        axes.set_xlabel(short(names[1]))
         if null is not None:
             mean, sd = null
-            bar.ax.axhspan(mean - 2 * sd, mean + 2 * sd, color="white", alpha=0.55, linewidth=0)
-            bar.ax.axhline(mean, color=MARK, linewidth=1.6)
+            bar.axhspan(mean - 2 * sd, mean + 2 * sd, color="white", alpha=0.55, linewidth=0)
+            bar.axhline(mean, color=MARK, linewidth=1.6)
         made = svg(drawing)
-        box = axes.get_position()  # after it was laid out
-    values = [[number(float(x)) if np.isfinite(x) else "no number" for x in row] for row in matrix]
     hover = Hover(
-        box=(round(box.x0, 4), round(1 - box.y1, 4), round(box.width, 4), round(box.height, 4)),
-        rows=[f"{names[0]} layer {i + first[0]}" for i in range(rows)],
-        columns=[f"{names[1]} layer {j + first[1]}" for j in range(columns)],
-        values=values,
+        box=_box(axes),
+        rows=[f"{names[0]} {i + first[0]}" for i in range(rows)],
+        columns=[f"{names[1]} {j + first[1]}" for j in range(columns)],
+        values=[[number(float(x)) if np.isfinite(x) else "no number" for x in row] for row in matrix],
         beside=beside,
     )
     return Figure(made, title, caption, least=max(300, min(620, 14 * columns + 140)), hover=hover)
 
 
-def _ticks(axes: Axes, rows: int, columns: int, first: tuple[int, int]) -> None:
-    across, up = range(0, columns, max(1, columns // 10)), range(0, rows, max(1, rows // 8))
-    axes.set_xticks(across, [str(i + first[1]) for i in across])
-    axes.set_yticks(up, [str(i + first[0]) for i in up])
+def grid(
+    matrix: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[str]],
+    *,
+    title: str,
+    caption: str,
+) -> Figure:
+    """A few named rows and columns, coloured by `matrix` with its numbers in the cells; `values` are what hovering tells.
+
+    The first row is on top; nan is left empty.
+    """
+    with style():
+        drawing = Drawing(figsize=(max(6.5, 1.1 * len(columns) + 2.4), max(2.0, 0.4 * len(rows) + 1.0)))
+        flipped = matrix[::-1]  # a heatmap's row 0 is at the bottom
+        axes, _ = _coloured(drawing, flipped)
+        low, high = axes.images[0].get_clim()
+        for (i, j), x in np.ndenumerate(flipped):
+            if np.isfinite(x):
+                light = x > low + 0.6 * (high - low)
+                axes.text(j, i, number(float(x)), ha="center", va="center", color="#111111" if light else "#ffffff")
+        turned = sum(map(len, columns)) > 12 * len(columns)
+        axes.set_xticks(
+            range(len(columns)),
+            [short(name) for name in columns],
+            rotation=20 if turned else 0,
+            ha="right" if turned else "center",
+        )
+        axes.set_yticks(range(len(rows)), [short(name) for name in reversed(rows)])
+        made = svg(drawing)
+    hover = Hover(box=_box(axes), rows=list(reversed(rows)), columns=list(columns), values=list(reversed(values)))
+    return Figure(made, title, caption, least=max(300, min(620, 90 * len(columns) + 160)), hover=hover)
+
+
+def _coloured(drawing: Drawing, matrix: np.ndarray) -> tuple[Axes, Axes]:
+    """The cells and their scale."""
+    drawing.set_layout_engine("constrained")
+    axes = drawing.add_subplot()
+    axes.grid(False)
+    low, high = min(0.0, float(np.nanmin(matrix))), float(np.nanmax(matrix))
+    high = high if high > low else low + 1e-6
+    image = axes.imshow(matrix, aspect="auto", origin="lower", cmap="viridis", vmin=low, vmax=high)
+    bar = drawing.colorbar(image, ax=axes)
+    bar.ax.grid(False)
+    return axes, bar.ax
+
+
+def _box(axes: Axes) -> tuple[float, float, float, float]:
+    """Where the cells are, once the drawing was laid out."""
+    box = axes.get_position()
+    return round(box.x0, 4), round(1 - box.y1, 4), round(box.width, 4), round(box.height, 4)
 
 
 # --- curves along depth ---

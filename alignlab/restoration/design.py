@@ -28,7 +28,7 @@ from alignlab.restoration.restorer import Restorer
 COMMAND = "restore train"
 HOWS = ("lm4lv", "vit-llm", "linear", "mlp", "transformer")
 FEATURES = ("whitened", "raw")
-SHIPPED: tuple[str, ...] = ()  # adapters that come with alignlab
+SHIPPED = ("denoise-mae-smollm2", "rotate-mae-smollm2")  # adapters that come with alignlab
 # Half of the way to equal variances: with all of the way, directions that are mostly noise weigh as much as any.
 POWER, FLOOR = 0.25, 0.002
 SAMPLE = 256  # pictures whose tokens say how the adapters begin

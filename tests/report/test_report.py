@@ -128,6 +128,34 @@ def test_controls_and_ties_are_called_so(tmp_path):
     )
 
 
+def test_encoders_by_language_models_are_a_matrix(tmp_path):
+    def untrained(value):
+        for one in value["pairs"]:
+            one.update(llm="smollm2@random", score=0.5, calibrated=0.25, p=0.5)
+
+    (tmp_path / "second").mkdir()
+    second = altered(tmp_path / "second", "measure-scenes", untrained)
+    write_report([RESULTS / "measure-scenes", second], tmp_path / "page.html")
+    html = page(tmp_path / "page.html")
+    cells = next(
+        json.loads(value) for _, key, value in html.attributes if key == "data-values" and "calibrated" in value
+    )
+    rows = next(
+        json.loads(value) for _, key, value in html.attributes if key == "data-rows" and json.loads(value)[-1] == "mae"
+    )
+    knn = {one["encoder"]: one for one in result("measure-scenes")["pairs"] if one["metric"] == "mutual_knn"}
+    for encoder, (trained, random_) in zip(rows, cells, strict=True):
+        assert trained.startswith(f"{knn[encoder]['score']:.3f} (")
+        assert f"shuffled {knn[encoder]['null_mean']:.3f}" in trained
+        assert trained.endswith(f"calibrated {knn[encoder]['calibrated']:.3f}")
+        assert random_.startswith("0.500")
+    assert "3 encoders and 2 language models" in html.text
+    assert "not so with the untrained smollm2@random" in html.text
+    # One language model is no matrix.
+    write_report([RESULTS / "measure-scenes"], tmp_path / "page.html")
+    assert "language models on" not in page(tmp_path / "page.html").text
+
+
 @pytest.mark.parametrize(
     "name", ["denoise-4000", "reconstruct-scenes", "compute-paper", "table2", "table4", "measure-photos"]
 )

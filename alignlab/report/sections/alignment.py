@@ -32,10 +32,6 @@ class Pair:
     matrix: np.ndarray | None
     checkpoint: str
 
-    @property
-    def names(self) -> tuple[str, str]:
-        return self.encoder, self.llm
-
 
 def pair(node: Node, source: str, data: str) -> Pair:
     """A pair as `measure` writes it."""
@@ -107,6 +103,7 @@ def section(sources: Sequence[Source]) -> Section | None:
         made.blocks.append(Lines(list(dict.fromkeys(notes)), kind="note"))
     for data in sets:
         ours = [one for one in found if one.data == data]
+        made.blocks += _matrices(ours, data)
         made.blocks += _profiles(ours, data)
         maps = [_map(one) for one in ours if one.matrix is not None]
         if maps:
@@ -160,13 +157,36 @@ def _map(one: Pair) -> Block:
     told = "" if one.null is None else f"best of shuffled pairings {number(one.null[0])} ± {number(one.null[1])}"
     return figures.heatmap(
         one.matrix,
-        one.names,
+        (f"{one.encoder} layer", f"{one.llm} layer"),
         title=parts[0],
         caption="; ".join(parts) + ".",
         best=one.place,
         null=one.null,
         beside=told,
     )
+
+
+def _matrices(found: Sequence[Pair], data: str) -> list[Block]:
+    """Encoders by language models, where there are several of both."""
+    blocks: list[Block] = []
+    for metric in dict.fromkeys(one.metric for one in found):
+        ours = {(one.encoder, one.llm): one for one in found if one.metric == metric and one.score is not None}
+        encoders, llms = (list(dict.fromkeys(key[side] for key in ours)) for side in (0, 1))
+        if len(encoders) < 2 or len(llms) < 2:
+            continue
+        calibrated = all(one.calibrated is not None for one in ours.values())
+        values = np.full((len(encoders), len(llms)), np.nan)
+        told = [["not measured"] * len(llms) for _ in encoders]
+        for (encoder, llm), one in ours.items():
+            i, j = encoders.index(encoder), llms.index(llm)
+            shown = one.calibrated if calibrated else one.score
+            values[i, j] = np.nan if shown is None else shown
+            null = "" if one.null is None else f", shuffled {number(one.null[0])} ± {number(one.null[1])}"
+            told[i][j] = f"{with_interval(one.score, one.interval)}{null}, calibrated {number(one.calibrated)}"
+        kind = "calibrated" if calibrated else "best pair of layers"
+        title = f"{metric}, {kind}, of {len(encoders)} encoders and {len(llms)} language models on {data}"
+        blocks.append(figures.grid(values, encoders, llms, told, title=title, caption=f"{title}."))
+    return blocks
 
 
 def _profiles(found: Sequence[Pair], data: str) -> list[Block]:
@@ -182,9 +202,12 @@ def _profiles(found: Sequence[Pair], data: str) -> list[Block]:
                 assert one.matrix is not None
                 colour = figures.SERIES[place % len(figures.SERIES)]
                 rows, columns = one.matrix.shape
-                share = [i / max(rows - 1, 1) for i in range(rows)]
                 kept = np.where(np.isfinite(one.matrix), one.matrix, -np.inf)
-                along.append(figures.Curve(one.encoder, share, _finite(kept.max(1)), colour=colour))
+                best = _finite(kept.max(1))
+                if rows == 1:  # a VQGAN's tokens are its one layer: a level, not a point of a curve
+                    along.append(figures.Curve(one.encoder, level=best[0], colour=colour))
+                else:
+                    along.append(figures.Curve(one.encoder, [i / (rows - 1) for i in range(rows)], best, colour=colour))
                 across.append(figures.Curve(one.encoder, list(range(columns)), _finite(kept.max(0)), colour=colour))
                 if one.null is not None:
                     null = figures.Curve(f"{one.encoder}, shuffled", level=one.null[0], colour=colour, dashed=True)
@@ -197,8 +220,8 @@ def _profiles(found: Sequence[Pair], data: str) -> list[Block]:
                     panels,
                     metric,
                     alt=f"{metric} along the depth of {names}, and of {llm}",
-                    caption=f"{metric} on {data} along depth: the best of the other model's layers; dashed, the mean of the "
-                    "best of all pairs when captions are shuffled.",
+                    caption=f"{metric} with {llm} on {data} along depth: the best of the other model's layers (an encoder with one "
+                    "layer is a level); dashed, the mean of the best of all pairs when captions are shuffled.",
                 )
             )
     return blocks
@@ -215,7 +238,7 @@ def _answers(found: Sequence[Pair]) -> list[str]:
 
 def _answer(ours: Sequence[Pair]) -> str:
     name = ours[0].data.partition(",")[0]
-    learnt = [one for one in ours if "@random" not in one.encoder]
+    learnt = [one for one in ours if "@random" not in one.encoder + one.llm]
     judged = [one for one in learnt if one.p is not None]
     if not judged:
         best = max(ours, key=lambda one: one.score or 0.0)
@@ -233,14 +256,18 @@ def _answer(ours: Sequence[Pair]) -> str:
         said = f"on {name} {listed(clear)} {'is' if len(clear) == 1 else 'are'} {than}, {listed(rest)} not clearly"
     else:
         said = f"on {name} no encoder is clearly {than}"
-    controls = list(dict.fromkeys(one.encoder for one in ours if "@random" in one.encoder and one.p is not None))
-    for control in controls:
-        beyond = all(one.p is not None and one.p < 0.05 for one in ours if one.encoder == control)
+    tested = [one for one in ours if one.p is not None]
+    for control in dict.fromkeys(one.encoder for one in tested if "@random" in one.encoder):
+        beyond = all(one.p is not None and one.p < 0.05 for one in tested if one.encoder == control)
         said += f" ({'so is' if beyond else 'not so'} the untrained {control})"
+    for control in dict.fromkeys(one.llm for one in tested if "@random" in one.llm):
+        beyond = all(one.p is not None and one.p < 0.05 for one in tested if one.llm == control)
+        said += f" ({'so' if beyond else 'not so'} with the untrained {control})"
     leads: dict[str, list[tuple[str, float]]] = {}
-    for metric in dict.fromkeys(one.metric for one in learnt):
-        if (found := _lead([one for one in learnt if one.metric == metric])) is not None:
-            leads.setdefault(found[0], []).append((metric, found[1]))
+    several = len({one.llm for one in learnt}) > 1
+    for metric, llm in dict.fromkeys((one.metric, one.llm) for one in learnt):
+        if (found := _lead([one for one in learnt if (one.metric, one.llm) == (metric, llm)])) is not None:
+            leads.setdefault(found[0], []).append((f"{metric} with {llm}" if several else metric, found[1]))
     told = [
         f"{who} leads by {listed([metric for metric, _ in of])}, calibrated ({', '.join(number(x) for _, x in of)})"
         if who

@@ -124,7 +124,7 @@ def _linear(source: Source, made: Section) -> None:
                 [
                     figures.heatmap(
                         np.maximum(found_matrix.T, -1.0),  # [language model's layers, encoder's] in the file
-                        (encoder, llm),
+                        (f"{encoder} layer", f"{llm} layer"),
                         title=f"R squared of {encoder}'s layers from those of {llm}",
                         caption=f"R² of {encoder}'s layers from those of {llm} on {data}.",
                         first=(first, 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -285,10 +286,21 @@ def _slides(node: Node, source: Source, title: str) -> Iterator[Block]:
         return
     labels = list(sheet)
     pictures = [[images.uri(row[i]) for row in sheet.values()] for i in range(min(SHOWN, len(sheet[labels[0]])))]
-    made = [x for x in labels if x not in ("given", "truth") and not x.endswith((" alone", "encoder + decoder"))]
-    lm4lv = [x for x in made if x.endswith("lm4lv")]
-    left, right = labels[0], (lm4lv or made or labels[-1:])[0]
-    yield Slides(title, labels, pictures, left, right)
+    shown = [_shown(label) for label in labels]
+    made = [x for label, x in zip(labels, shown, strict=True) if label not in ("given", "truth") and "MAE-r" not in x]
+    lm4lv = [x for x in made if "LM4LV" in x]
+    yield Slides(title, shown, pictures, shown[0], (lm4lv or made or shown[-1:])[0])
+
+
+def _shown(label: str) -> str:
+    """A row of a contact sheet as the page calls it.
+
+    >>> [_shown(x) for x in ("given", "mae alone", "denoise/lm4lv", "lm4lv", "truth")]
+    ['given', 'mae alone (MAE-r)', 'denoise/LM4LV', 'LM4LV', 'truth']
+    """
+    if label == "encoder + decoder" or label.endswith(" alone"):
+        return f"{label} (MAE-r)"
+    return re.sub(r"\blm4lv\b", "LM4LV", label)
 
 
 def _pictures(names: Node, source: Source, title: str) -> Iterator[Block]:
