@@ -348,3 +348,47 @@ def test_the_sentences_about_restoration_are_those_of_the_result_files():
     best = {how: psnr(experts[f"denoise/{how}"], "restored") for how in ("linear", "mlp", "transformer", "lm4lv")}
     assert min(best, key=best.__getitem__) == "lm4lv"
     assert psnr(experts["rotate/transformer"], "restored") > psnr(experts["rotate/lm4lv"], "restored") + 5
+
+
+def test_the_sentences_about_copying_are_those_of_the_result_file():
+    result = json.loads((ROOT / "reports" / "results" / "induction" / "result.json").read_text())
+    section = README.partition("### Layer by layer")[2].partition("### Reports")[0]
+    trained, untrained = result["text"]
+    blocks = sorted({head["block"] for head in trained["attention"]["top"] if head["successor"]["mean"] > 0.3})
+    strongest, of_images = (x["attention"]["top"][0] for x in (untrained, result["images"]))
+    groups = {one["group"]: one for one in result["ablation"]}
+    same = [sorted(map(tuple, groups[name]["heads"][0])) for name in ("text", "images")]
+    assert same[0] == same[1]  # "the same eight"
+    assert len(same[0]) == 8
+    assert blocks == [18, 19, 21, 24]
+    assert (of_images["block"], of_images["head"]) == (19, 7)
+    drawn = [x for name, one in groups.items() if name.startswith("random") for x in one["visual"]["rises"]]
+    for told in (
+        f"{trained['copying']['first']['mean']:.2f} nats a token the first time and {trained['copying']['second']['mean']:.2f}",
+        f"with random weights it costs {untrained['copying']['first']['mean']:.2f} both times",
+        f"head 19.7 with {of_images['successor']['mean']:.3f} (chance 0.008)",
+        f"from {groups['none']['visual']['mean']:.3f} to {groups['text']['visual']['mean']:.3f}",
+        f"the repeated text costs {groups['text']['copied']['mean']:.2f} nats",
+        f"by {min(drawn):.3f} to {max(drawn):.3f}",
+        f"its strongest has {strongest['successor']['mean']:.3f}",
+    ):
+        assert told in " ".join(section.split()), told
+    assert round(result["images"]["attention"]["chance"], 3) == 0.008
+
+
+def test_the_table_of_adapters_is_that_of_the_result_file():
+    from alignlab.analysis.words import measure
+
+    result = json.loads((ROOT / "reports" / "results" / "adapters" / "result.json").read_text())
+    for one in result["checkpoints"]:
+        raw = one["coordinates"]["raw"]
+        cells = [
+            f"{measure(key, raw['trained'][key])} ({measure(key, raw['random'][key]['median'])})"
+            for key in ("distance", "ratio", "diagonal_mean", "diagonal_median", "rank_entropy")
+        ]
+        assert f"| {one['checkpoint']} | {' | '.join(cells)} |" in README
+        for found in one["coordinates"].values():
+            assert found["trained"]["diagonal_median"] > found["random"]["diagonal_median"]["high"]
+        assert 1 - raw["trained"]["ratio"] < 0.01
+    denoise = next(one for one in result["checkpoints"] if one["checkpoint"].startswith("denoise"))
+    assert f"{1 - denoise['coordinates']['whitened']['trained']['ratio']:.0%}" == "12%"
