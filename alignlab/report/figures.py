@@ -89,16 +89,18 @@ def heatmap(
     best: tuple[int, int] | None = None,
     null: tuple[float, float] | None = None,
     first: tuple[int, int] = (0, 0),
+    high: float | None = None,
     beside: str = "",
 ) -> Figure:
     """Values of `[rows, columns]`, row 0 at the bottom; `null` (mean, sd) is a band on the scale; nan is left empty.
 
-    `names` are what a row and a column is ("mae layer"); their numbers begin with `first`.
+    `names` are what a row and a column is ("mae layer"); their numbers begin with `first`. `high` ends the scale of maps that
+    are to be compared (default: the largest value).
     """
     rows, columns = matrix.shape
     with style():
         drawing = Drawing(figsize=(min(9.0, max(4.2, 0.2 * columns + 1.9)), min(6.5, max(2.3, 0.2 * rows + 1.2))))
-        axes, bar = _coloured(drawing, matrix)
+        axes, bar = _coloured(drawing, matrix, high)
         if best is not None:
             axes.add_patch(Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, edgecolor=MARK, linewidth=2))
         across, up = range(0, columns, max(1, columns // 10)), range(0, rows, max(1, rows // 8))
@@ -156,12 +158,12 @@ def grid(
     return Figure(made, title, caption, least=max(300, min(620, 90 * len(columns) + 160)), hover=hover)
 
 
-def _coloured(drawing: Drawing, matrix: np.ndarray) -> tuple[Axes, Axes]:
+def _coloured(drawing: Drawing, matrix: np.ndarray, high: float | None = None) -> tuple[Axes, Axes]:
     """The cells and their scale."""
     drawing.set_layout_engine("constrained")
     axes = drawing.add_subplot()
     axes.grid(False)
-    low, high = min(0.0, float(np.nanmin(matrix))), float(np.nanmax(matrix))
+    low, high = min(0.0, float(np.nanmin(matrix))), float(np.nanmax(matrix)) if high is None else high
     high = high if high > low else low + 1e-6
     image = axes.imshow(matrix, aspect="auto", origin="lower", cmap="viridis", vmin=low, vmax=high)
     bar = drawing.colorbar(image, ax=axes)

@@ -21,13 +21,16 @@ def adapters(sources: Sequence[Source]) -> Section | None:
     for source in of_kind(sources, "analyse-adapters"):
         for one in source.node["checkpoints"].each():
             _checkpoint(one, source, made)
+    if made.blocks:
+        random = "random: pairs of Gaussian layers of the same shapes and spread."
+        made.blocks.append(Lines([*MEASURES, random], kind="note", title="What the rows are"))
     return made if made.blocks else None
 
 
 def _checkpoint(node: Node, source: Source, made: Section) -> None:
     name = node["checkpoint"].text()
     where = [key for key, _ in node["coordinates"].entries()]
-    rows = []
+    rows, paper = [], list[str]()
     for key, (title, published) in ROWS.items():
         line = [Cell(title)]
         for one in where:
@@ -40,12 +43,11 @@ def _checkpoint(node: Node, source: Source, made: Section) -> None:
             line += [Cell(f"{measure(key, middle)} ({spread})", middle)]
         identity = node["identity"][key].number(optional=True)
         line.append(Cell(measure(key, identity), identity))
-        for column in ("Random", "Ours", "Identity"):
-            theirs = source.node["paper"][published][column].number(optional=True) if published else None
-            line.append(Cell(measure(key, theirs) if published else "-", theirs, quiet=True))
         rows.append(line)
+        if published:
+            theirs = {what: source.node["paper"][published][what].number(optional=True) for what in ("Ours", "Random")}
+            paper.append(f"{published} {measure(key, theirs['Ours'])}, random {measure(key, theirs['Random'])}")
     headings = ["", *(text for one in where for text in (f"{one}: trained", f"{one}: random (5% to 95%)")), "identity"]
-    headings += [f"the paper: {column}" for column in ("Random", "Ours", "Identity")]
     tasks = ", ".join(node["design"]["tasks"].texts())
     made.blocks.append(
         Table(
@@ -54,8 +56,7 @@ def _checkpoint(node: Node, source: Source, made: Section) -> None:
             headings,
             rows,
             numeric=range(1, len(headings)),
-            note=f"{' '.join(MEASURES)} random: pairs of Gaussian layers of the same shapes and spread. The paper's columns are of "
-            "its models.",
+            note=f"The paper, of its models: {'; '.join(paper)}.",
         )
     )
     pictures: list[Block] = []

@@ -179,19 +179,21 @@ def _induction(source: Source, made: Section) -> None:
         one = node["images"]
         parts.append((f"LM4LV's own sequences ({one['task'].text()}), from HQ token t to LQ token t + 1", one))
     rows = []
-    for title, one in parts:
+    maps = [one["attention"]["successor"].matrix() for _, one in parts]
+    high = max((float(np.nanmax(one)) for one in maps if one is not None), default=None)  # one scale for all
+    for (title, one), matrix in zip(parts, maps, strict=True):
         found = one["attention"]
-        matrix = found["successor"].matrix()
         chance = found["chance"].number(optional=True)
         blocks = [x for x in found["blocks"].value or [] if isinstance(x, int)]
         if matrix is not None:
             made.blocks.append(
                 figures.heatmap(
-                    matrix,
-                    ("block", "head"),
+                    matrix.T,  # [heads, blocks]
+                    ("head", "block"),
                     title=f"Attention to the successor: {title}",
                     caption=f"Attention to the earlier occurrence's successor: {title}; chance {number(chance, 4)}.",
-                    first=(blocks[0] if blocks else 1, 1),
+                    first=(1, blocks[0] if blocks else 1),
+                    high=high,
                 )
             )
         for head in found["top"].each():
