@@ -12,8 +12,13 @@ PLAIN_LINE_EVERY = 15.0  # seconds
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str = "items", start: int = 0) -> Iterator[Tick]:
-    """Show work of `total` units; the block calls `tick(done, note)` with the units done so far."""
+def progress(label: str, total: int, unit: str = "items", start: int = 0, speaks: bool = True) -> Iterator[Tick]:
+    """Show work of `total` units; the block calls `tick(done, note)` with the units done so far. Of several processes that
+    share the work one `speaks`.
+    """
+    if not speaks:
+        yield lambda done, note="": None
+        return
     if sys.stderr.isatty():
         with _bar(label, total, unit, start) as on_bar:
             yield on_bar

@@ -120,6 +120,24 @@ class Processes:
 
         return broadcast_object_list([value])[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each process holds of a value (tensors on the CPU), by rank, in all of them; all have to ask for it."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        found: list[Any] = gather_object([value])
+        return found
+
+    def batches(self, n: int, size: int) -> list[range]:
+        """This process' share of `n` items, every `count`-th of the batches of `size`, or of less so that each has some.
+
+        >>> Processes().batches(5, 2), Processes(1, 2).batches(10, 64)
+        ([range(0, 2), range(2, 4), range(4, 5)], [range(5, 10)])
+        """
+        size = min(size, -(-n // self.count))
+        return [range(at, min(at + size, n)) for at in range(0, n, size)][self.rank :: self.count]
+
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
         if self.count == 1:

@@ -27,7 +27,7 @@ from alignlab.provenance import environment, shown, shown_model
 from alignlab.restoration.experiment import different
 from alignlab.sheets import save_sheet
 from alignlab.trained import ADAPTERS
-from alignlab.training import Recipe, processes
+from alignlab.training import Processes, Recipe, processes
 
 SCHEMA = "alignlab.caption-train/1"
 RESULT = "result.json"
@@ -170,13 +170,13 @@ def run(
         },
         "evaluations": [],
     }
+    said_of = [caption_all(model, test, among=among) for test in tests]
     if among.rank == 0:
         from alignlab.captioning.card import write_card
 
         names = different([test.data.name for test in tests])
-        for test, name in zip(tests, names, strict=True):
+        for test, name, captions in zip(tests, names, said_of, strict=True):
             picture = f"{name}.jpg"
-            captions = caption_all(model, test)
             found = evaluate(captions, test.subjects(judge), why_no_judge=why)
             gallery = show(test, captions, out / picture, f"{plan.plain()['encoder']} read by {plan.plain()['llm']}")
             said = {**plain(test, found), "beams": 1, "longest": LONGEST}
@@ -207,14 +207,22 @@ def _samples(model: CaptionProbe, test: TestSet, out: Path) -> Callable[[Any, in
     return show_some
 
 
-def caption_all(model: CaptionProbe, test: TestSet, **options: Any) -> list[str]:
-    """A caption for each image, in sight; `options` are those of `captioned`."""
-    captions: list[str] = []
-    with progress(f"caption {test.data.name}", len(test), "images") as tick:
-        for _, caption in captioned(model, test.data, test.indices, **options):
-            captions.append(caption)
-            tick(len(captions))
-    return captions
+def caption_all(
+    model: CaptionProbe, test: TestSet, *, batch_size: int = 32, among: Processes | None = None, **options: Any
+) -> list[str]:
+    """A caption for each image, in sight; `options` are those of `captioned`. `among` several processes each does some of
+    the batches, and all come to the same.
+    """
+    among = among or Processes()
+    captions: dict[int, str] = {}
+    with progress(f"caption {test.data.name}", len(test), "images", speaks=among.rank == 0) as tick:
+        for items in among.batches(len(test), batch_size):
+            indices = [test.indices[i] for i in items]
+            said = captioned(model, test.data, indices, batch_size=batch_size, **options)
+            captions |= {i: caption for i, (_, caption) in zip(items, said, strict=True)}
+            tick(min(among.count * len(captions), len(test)))
+    whole = {i: caption for some in among.gather(captions) for i, caption in some.items()}
+    return [whole[i] for i in range(len(test))]
 
 
 def plain(test: TestSet, found: Evaluation) -> dict[str, Any]:

@@ -182,15 +182,17 @@ def evaluate(
     from alignlab.captioning.experiment import caption_all, open_test, plain, show, shown_judge
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
     from alignlab.provenance import environment, shown
+    from alignlab.training import processes
 
     check_positive({"n": n, "beams": beams, "longest": longest, "batch-size": batch_size})
     check_dtype(dtype)
     where = pick_device(device)
+    among = processes(where)
     controls = _controls(checkpoint, control)  # what is wrong shows before anything is loaded
     files = {folder: fit.read(folder)[1]["about"]["data"] for folder in [*checkpoint, *control]}
     tests = {(folder, source): open_test(source, files[folder], n) for folder in checkpoint for source in data}
-    folder = output_folder(out, "caption-eval")
-    if json_file is not None:
+    folder = output_folder(out, "caption-eval") if among.rank == 0 else None  # the first judges, writes and speaks
+    if folder is not None and json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
 
     judges: dict[str | None, Any] = {}
@@ -204,13 +206,17 @@ def evaluate(
         if key not in said:
             place = f"{encoder}@random" if random and encoder else encoder
             model, _, _ = fit.load(of, device=where, dtype=dtype, encoder=place, llm=llm)
-            said[key] = caption_all(model, test, beams=beams, longest=longest, batch_size=batch_size)
+            said[key] = caption_all(model, test, beams=beams, longest=longest, batch_size=batch_size, among=among)
         return said[key]
 
     for one in checkpoint:
         plan, described, _ = fit.read(one)
         for source in data:
             test, lab = tests[one, source], _laboratory(plan.encoder, plan.llm, source)
+            ours = captions(one, test, False)
+            random = captions(controls[one], test, True) if controls.get(one) is not None else None
+            if folder is None:
+                continue
             name = _judge_name(judge, lab)
             if name not in judges:
                 judges[name] = evaluation.find_judge(name, device=where)
@@ -218,12 +224,11 @@ def evaluate(
             key = (name, test.data.fingerprint, tuple(test.indices))
             if key not in seen:
                 seen[key] = test.subjects(by)
-            ours = captions(one, test, False)
             theirs = controls.get(one)
             found = evaluation.evaluate(
                 ours,
                 seen[key],
-                random=None if theirs is None else captions(theirs, test, True),
+                random=random,
                 why_no_judge=why,
             )
             names.append(label := f"{one.resolve().name}-{test.data.name}")
@@ -239,6 +244,8 @@ def evaluate(
             }
             row |= {**plain(test, found), "beams": beams, "longest": longest}
             results.append({**row, "picture": picture, "gallery": gallery})
+    if folder is None:
+        return
     result = {
         "schema": EVAL,
         "results": results,

@@ -250,6 +250,7 @@ def evaluate(
     from alignlab.restoration.experiment import TEST_SEED, evaluate_on, open_test
     from alignlab.restoration.pictures import save_grid
     from alignlab.sheets import save_sheet
+    from alignlab.training import processes
 
     check_positive({"n": n, "batch-size": batch_size})
     _check_mode_and_dtype(mode, dtype)
@@ -260,8 +261,9 @@ def evaluate(
         for one in task or plan.tasks:
             _check_learnt(one, plan, name)
         _mode_of(plan.how, mode)
-    folder = output_folder(out, "restore-eval")
-    if json_file is not None:
+    among = processes(where)
+    folder = output_folder(out, "restore-eval") if among.rank == 0 else None  # the first writes and speaks
+    if folder is not None and json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
     labels: list[str] = []
     results: list[dict[str, Any]] = []
@@ -286,8 +288,11 @@ def evaluate(
                     parameters=parameters[one],
                     seed=TEST_SEED if seed is None else seed,
                     batch_size=batch_size,
+                    among=among,
                     **options,
                 )
+                if folder is None:
+                    continue
                 label = "-".join((find(name).resolve().name, test.data.name, one))
                 labels.append(label)
                 if (again := labels.count(label)) > 1:
@@ -296,6 +301,8 @@ def evaluate(
                 sheet = save_sheet(found.shown, folder / f"{label}-sheet.png")
                 row = {"checkpoint": find(name).resolve().name, "design": plan.plain(), "frozen": described["frozen"]}
                 results.append({**row, "picture": f"{label}.jpg", "sheet": sheet, **plain})
+    if folder is None:
+        return
     result = {
         "schema": "alignlab.restore-eval/1",
         "results": results,

@@ -14,6 +14,7 @@ from alignlab.data.degradations import TASKS, Task, pair
 from alignlab.progress import progress
 from alignlab.restoration.quality import Mean, mean, psnr, ssim
 from alignlab.restoration.restorer import Restorer, unwritten
+from alignlab.training import Processes
 
 # What a comparison with the truth moved by a patch must reach for an output to count as misaligned; see `misaligned`.
 SHIFT_GAIN, SHIFT_SHARE, SHIFT_LIKE = 2.0, 0.3, 0.6
@@ -58,6 +59,10 @@ class Evaluation:
 
 def _figures(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return psnr(a, b), ssim(a, b)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([p for p, _ in parts]), torch.cat([s for _, s in parts])
 
 
 def difference(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], seed: int = 0) -> Figures | None:
@@ -120,6 +125,20 @@ def _cells(images: Tensor, patch: int) -> Tensor:
     return cells.permute(0, 2, 3, 1, 4, 5).flatten(4).flatten(1, 2)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What a batch comes to: PSNR and SSIM by column, and the first pictures of the set where they are in it."""
+
+    first: int
+    figures: dict[str, tuple[Tensor, Tensor]]
+    misaligned: int
+    unwritten: int
+    shown: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.figures["restored"][0])
+
+
 def evaluate(
     model: Restorer,
     pictures: Callable[[int, int], Tensor],
@@ -130,27 +149,28 @@ def evaluate(
     batch_size: int = 64,
     shown: int = 8,
     seed: int = 0,
+    among: Processes | None = None,
     **options: str,
 ) -> Evaluation:
     """Degrade, restore and compare `n` images, `pictures(start, end)` `[end - start, 3, size, size]` of the encoder's size.
 
     `parameters` are of other strengths than those trained on; `options` are those of the model's `write`. What happens to
     an image depends on `seed` and its number alone. A decoder that paints another size (OpenAI's dVAE behind BEiT: half of
-    it) is compared at that size, with the others resized.
+    it) is compared at that size, with the others resized. `among` several processes each does some of the batches, and all
+    come to the same.
     """
-    encoder = model.encoder
-    columns: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    wrong, missing, rows = 0, 0, dict[str, list[Tensor]]()
+    encoder, among = model.encoder, among or Processes()
+    parts: list[_Part] = []
     was_training = model.training
     model.eval()
     patch = encoder.image_size // max(math.isqrt(model.visual), 1)
-    with progress(f"evaluate {model.how} on {task}", n, "images") as tick, torch.no_grad():
-        for at in range(0, n, batch_size):
-            clean = pictures(at, min(at + batch_size, n))
-            low, high = pair(clean, task, seed=seed, first=at, parameters=parameters)
+    label, speaks = f"evaluate {model.how} on {task}", among.rank == 0
+    with progress(label, n, "images", speaks=speaks) as tick, torch.no_grad():
+        for items in among.batches(n, batch_size):
+            clean = pictures(items.start, items.stop)
+            low, high = pair(clean, task, seed=seed, first=items.start, parameters=parameters)
             tokens, answers = encoder.encode(low), encoder.encode(high)
             written = model.write(tokens, task, **options)
-            missing += unwritten(written)
             made = encoder.decode(written).cpu().clamp(0, 1)
             spatial = TASKS[task].spatial
             alone = encoder.decode(answers if spatial else tokens).cpu()
@@ -158,18 +178,21 @@ def evaluate(
             given = high if spatial else low
             told = model.told(tokens, answers, task)
             painted = {} if told is None else {"told": encoder.decode(told).cpu().clamp(0, 1)}
-            for name, images in {"degraded": given, "alone": alone, "restored": made, **painted}.items():
-                columns.setdefault(name, []).append(_figures(images, high))
-            wrong += int(misaligned(made, high, patch * made.shape[-1] // encoder.image_size).sum())
-            if at < shown:
-                these = {"given": low, "encoder + decoder": alone, model.how: made, "truth": high}
-                for label, images in these.items():
-                    rows.setdefault(label, []).append(images[: shown - at].clone())
-            tick(at + len(clean))
+            compared = {"degraded": given, "alone": alone, "restored": made, **painted}
+            seen = {"given": low, "encoder + decoder": alone, model.how: made, "truth": high}
+            parts.append(
+                _Part(
+                    first=items.start,
+                    figures={name: _figures(images, high) for name, images in compared.items()},
+                    misaligned=int(misaligned(made, high, patch * made.shape[-1] // encoder.image_size).sum()),
+                    unwritten=unwritten(written),
+                    shown={label: x[: max(shown - items.start, 0)].clone() for label, x in seen.items()},
+                )
+            )
+            tick(min(among.count * sum(len(part) for part in parts), n))
     model.train(was_training)
-    whole = {
-        name: (torch.cat([p for p, _ in parts]), torch.cat([s for _, s in parts])) for name, parts in columns.items()
-    }
+    parts = sorted((part for some in among.gather(parts) for part in some), key=lambda part: part.first)
+    whole = {name: _joined([part.figures[name] for part in parts]) for name in parts[0].figures}
     figures = {name: Figures(*(mean(x, seed=seed) for x in pair_)) for name, pair_ in whole.items()}
     return Evaluation(
         task=task,
@@ -180,8 +203,8 @@ def evaluate(
         told=figures.get("told"),
         gain=difference(whole["restored"], whole["alone"], seed),
         lift=difference(whole["restored"], whole["degraded"], seed),
-        misaligned=wrong,
-        unwritten=missing,
+        misaligned=sum(part.misaligned for part in parts),
+        unwritten=sum(part.unwritten for part in parts),
         each=dict(zip(("psnr", "ssim"), whole["restored"], strict=True)),
-        shown={label: torch.cat(parts) for label, parts in rows.items()},
+        shown={label: torch.cat([part.shown[label] for part in parts]) for label in parts[0].shown},
     )

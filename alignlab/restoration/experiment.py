@@ -149,15 +149,16 @@ def run(
         },
         "evaluations": [],
     }
-    if among.rank == 0:
-        names = different([test.data.name for test in tests])
-        for test, name in zip(tests, names, strict=True):
-            for task in plan.tasks:
-                plain, found = evaluate_on(model, test, task)
+    names = different([test.data.name for test in tests])
+    for test, name in zip(tests, names, strict=True):
+        for task in plan.tasks:
+            plain, found = evaluate_on(model, test, task, among=among)
+            if among.rank == 0:
                 picture = f"{name}-{task}.jpg"
                 save_grid(found.shown, out / picture, f"{task}, {model.how}")
                 sheet = save_sheet(found.shown, out / f"{name}-{task}-sheet.png")
                 result["evaluations"].append({**plain, "picture": picture, "sheet": sheet})
+    if among.rank == 0:
         result["environment"] = environment(device)
         unfinished = out / f".{RESULT}"
         unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -227,6 +228,7 @@ def evaluate_on(
     parameters: Task | None = None,
     seed: int = TEST_SEED,
     batch_size: int = 64,
+    among: Processes | None = None,
     **options: Any,
 ) -> tuple[dict[str, Any], Evaluation]:
     """`evaluate` on a set, as plain values with the set's name and fingerprint, and as it is."""
@@ -238,6 +240,7 @@ def evaluate_on(
         parameters=parameters,
         seed=seed,
         batch_size=batch_size,
+        among=among,
         **options,
     )
     plain = {

@@ -1,0 +1,142 @@
+"""What changes a number: `alignlab measure` again with one thing changed at a time, on the same machine.
+
+    python benchmarks/determinism.py [--n 512] [--out FILE]
+
+Each row is a run of its own with a cache of its own (but "again", which has the first run's), compared with the first: the
+largest difference of any layer's feature, over the largest feature of that layer, and the largest difference of any score
+of any pair of layers, of mutual k-NN and CKA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from safetensors import safe_open
+
+from alignlab.models import weights
+from alignlab.provenance import environment
+
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# What is changed: threads, how many processes, options of the command.
+ROWS: dict[str, tuple[int, list[str], list[str]]] = {
+    "the first": (2, [], []),
+    "again, cached": (2, [], []),
+    "again, empty cache": (2, [], []),
+    "batches of 7": (2, [], ["--batch-size", "7"]),
+    "batches of 1": (2, [], ["--batch-size", "1"]),
+    "1 thread": (1, [], []),
+    "2 processes of 1 thread": (1, TWO, []),
+}
+
+
+def measured(home: Path, out: Path, threads: int, launcher: list[str], options: list[str], n: int) -> dict:
+    """The result of a run in its own process."""
+    data = out.parent / "scenes.jsonl"
+    command = [
+        "-m",
+        "alignlab",
+        "measure",
+        "--encoder",
+        "mae",
+        "--data",
+        str(data),
+        "--nulls",
+        "20",
+        "--resamples",
+        "0",
+    ]
+    environ = {**os.environ, "ALIGNLAB_HOME": str(home), "OMP_NUM_THREADS": str(threads)}
+    subprocess.run(
+        [sys.executable, *launcher, *command, *options, "--out", str(out)],
+        env=environ,
+        check=True,
+        capture_output=True,
+    )
+    return json.loads((out / "result.json").read_text())
+
+
+def features(home: Path) -> dict[str, dict]:
+    """Every set of features in a cache: model -> shard -> tensor."""
+    found = {}
+    for manifest in sorted((home / "features").glob("*/manifest.json")):
+        model = json.loads(manifest.read_text())["model"]
+        for shard in sorted(manifest.parent.glob("*.safetensors")):
+            with safe_open(shard, "pt") as file:
+                found.update({(model, shard.name, key): file.get_tensor(key).double() for key in file.keys()})  # noqa: SIM118
+    return found
+
+
+def largest_apart(ours: dict, theirs: dict) -> float:
+    """Over all layers `[n, L, D]`, the largest difference over the layer's largest feature."""
+    assert ours.keys() == theirs.keys()
+    apart = 0.0
+    for key, x in ours.items():
+        for layer, other in zip(x.unbind(1), theirs[key].unbind(1), strict=True):
+            apart = max(apart, float((layer - other).abs().max() / other.abs().max().clamp(min=1e-30)))
+    return apart
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n", type=int, default=512)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    weights.fetch(weights.SMOLLM2)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        write_scenes(Path(scratch), given.n)
+        first_home = Path(scratch) / "home-0"
+        for number, (name, (threads, launcher, options)) in enumerate(ROWS.items()):
+            home = first_home if "cached" in name else Path(scratch) / f"home-{number}"
+            share_models(home)
+            result = measured(home, Path(scratch) / f"out-{number}", threads, launcher, options, given.n)
+            if number == 0:
+                first, whole = result, features(home)
+                continue
+            row = {"changed": name, "features": largest_apart(features(home), whole)}
+            for one, other in zip(result["pairs"], first["pairs"], strict=True):
+                cells = [
+                    (a, b)
+                    for x, y in zip(one["matrix"], other["matrix"], strict=True)
+                    for a, b in zip(x, y, strict=True)
+                ]
+                row[one["metric"]] = max(abs(a - b) for a, b in cells)
+            rows.append(row)
+            print(
+                f"{name:26} " + "  ".join(f"{key} {value:.3g}" for key, value in row.items() if key != "changed"),
+                flush=True,
+            )
+    if given.out:
+        about = {"schema": "alignlab.benchmark-determinism/1", "n": given.n, "rows": rows}
+        given.out.write_text(json.dumps({**about, "environment": environment("cpu")}, indent=1) + "\n")
+
+
+def write_scenes(folder: Path, n: int) -> None:
+    """The first scenes as a file of lines: the launcher of several processes takes --n for an option of its own."""
+    from alignlab.data import load_dataset
+
+    lines = []
+    for i, item in enumerate(load_dataset("scenes").head(n)):
+        item.image.save(folder / f"{i:04}.png")
+        lines.append(json.dumps({"image": f"{i:04}.png", "captions": list(item.captions)}))
+    (folder / "scenes.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def share_models(home: Path) -> None:
+    """The downloaded language model, so that it is not fetched anew for every cache."""
+    from alignlab.paths import home as usual
+
+    home.mkdir(parents=True, exist_ok=True)
+    for part in ("weights", "models"):
+        if (usual() / part).is_dir() and not (home / part).exists():
+            (home / part).symlink_to(usual() / part)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Whole commands in several processes, as `accelerate launch` or torch's launcher starts them: they come to what one comes to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+ALONE = [sys.executable, "-m", "alignlab"]
+
+
+def launched(count: int) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(count),
+        "-m",
+        "alignlab",
+    ]
+
+
+def done(*command: object) -> str:
+    # One thread each, as the launcher has it: with another number of them sums are rounded differently.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    made = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=600, env=environment
+    )
+    assert made.returncode == 0, made.stderr[-3000:]
+    return made.stdout
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def photos(blurs):
+    return blurs("photos", 22)  # five of them held out: no even share for two or four
+
+
+@pytest.fixture(scope="module")
+def models(small_mae, small_llm):
+    return ["--encoder", small_mae, "--llm", small_llm, "--dtype", "float32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def training(models, photos):
+    return ["restore", "train", *models, "--data", photos, "--task", "denoise", "--task", "mask", "--task-tokens", 2]
+
+
+@pytest.fixture(scope="module")
+def alone(training, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    done(*ALONE, *training, "--steps", 4, "--batch-size", 4, "--warmup", 1, "--out", folder)
+    return folder
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_training_and_its_evaluation(training, alone, tmp_path, count):
+    said = done(
+        *launched(count), *training, "--steps", 4, "--batch-size", 4, "--warmup", 1, "--out", tmp_path / "together"
+    )
+    assert said.count("written:") == 1  # one of them speaks
+    one, together = result(alone), result(tmp_path / "together")
+    for here, there in zip(together["learnt"]["log"], one["learnt"]["log"], strict=True):
+        assert here == pytest.approx(there, rel=1e-5)
+    assert len(one["evaluations"]) == 2
+    for here, there in zip(together["evaluations"], one["evaluations"], strict=True):
+        assert (here["task"], here["n"], here["misaligned"]) == (there["task"], 5, there["misaligned"])
+        assert here["each"]["psnr"] == pytest.approx(there["each"]["psnr"], rel=1e-5)
+        for column in ("degraded", "alone", "restored"):
+            assert here[column]["psnr"]["mean"] == pytest.approx(there[column]["psnr"]["mean"], rel=1e-5)
+            assert here[column]["psnr"]["ci95"] == pytest.approx(there[column]["psnr"]["ci95"], rel=1e-5)
+
+
+def test_evaluations(alone, photos, tmp_path):
+    command = ["restore", "eval", "--checkpoint", alone, "--data", photos, "--dtype", "float32", "--device", "cpu"]
+    said = done(*launched(2), *command, "--out", tmp_path / "together")
+    assert said.count("written:") == 1
+    done(*ALONE, *command, "--out", tmp_path / "alone")
+    for here, there in zip(
+        result(tmp_path / "together")["results"], result(tmp_path / "alone")["results"], strict=True
+    ):
+        assert here["each"]["psnr"] == pytest.approx(there["each"]["psnr"], rel=1e-5)
+        assert here["restored"]["psnr"]["mean"] == pytest.approx(there["restored"]["psnr"]["mean"], rel=1e-5)
+    names = {path.name for path in (tmp_path / "alone").iterdir()}
+    assert {path.name for path in (tmp_path / "together").iterdir()} == names
+
+
+def test_captions(models, photos, tmp_path):
+    sizes = ["--steps", 4, "--batch-size", 4, "--warmup", 1]
+    training = ["caption", "train", *models, "--data", photos, *sizes, "--judge", "none"]
+    done(*launched(2), *training, "--out", tmp_path / "together")
+    done(*ALONE, *training, "--out", tmp_path / "alone")
+    here, there = result(tmp_path / "together"), result(tmp_path / "alone")
+    assert [one["loss"] for one in here["learnt"]["log"]] == pytest.approx(
+        [one["loss"] for one in there["learnt"]["log"]], rel=1e-5
+    )
+    (said,), (alone,) = here["evaluations"], there["evaluations"]
+    assert said["captions"] == alone["captions"]
+    command = [
+        "caption",
+        "eval",
+        "--checkpoint",
+        tmp_path / "alone",
+        "--data",
+        photos,
+        "--judge",
+        "none",
+        "--dtype",
+        "float32",
+    ]
+    assert done(*launched(2), *command, "--out", tmp_path / "eval").count("written:") == 1
+    (again,) = result(tmp_path / "eval")["results"]
+    assert again["captions"] == alone["captions"]
