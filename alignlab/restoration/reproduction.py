@@ -20,6 +20,7 @@ from torch import Tensor
 
 from alignlab import trained
 from alignlab.data.degradations import TASKS
+from alignlab.files import write_tensors
 from alignlab.restoration import design, experiment
 from alignlab.restoration.coordinates import POSITION, WHITENED
 from alignlab.restoration.evaluation import difference
@@ -333,7 +334,6 @@ def _tests(one: Experiment) -> list[TestSet]:
 def _pictures(place: Place, result: dict[str, Any], test: TestSet, device: str) -> dict[str, Tensor]:
     """Restored by the saved adapters once, then read from `shown-SET.safetensors` beside them."""
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     whose = sha256(json.dumps([result, test.data.fingerprint]).encode()).hexdigest()
     kept = place.where / f"shown-{_slug(test.data.name)}.safetensors"
@@ -345,6 +345,6 @@ def _pictures(place: Place, result: dict[str, Any], test: TestSet, device: str) 
     few = TestSet(test.data, test.indices[:PICTURES])
     rows = evaluate_on(model, few, place.row.task)[1].shown
     named = dict(zip(KEPT, rows.values(), strict=True))
-    bytes_ = {key: images.clamp(0, 1).mul(255).round().byte().cpu().contiguous() for key, images in named.items()}
-    save_file(bytes_, kept, metadata={"of": whose})
+    bytes_ = {key: images.clamp(0, 1).mul(255).round().byte().cpu() for key, images in named.items()}
+    write_tensors(kept, bytes_, {"of": whose})
     return {key: images.float() / 255 for key, images in bytes_.items()}
