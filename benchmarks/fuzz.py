@@ -36,13 +36,10 @@ from alignlab.provenance import environment  # noqa: E402
 
 # Shares of the inputs.
 SHARES = {
-    **dict.fromkeys((kind.name for kind in fuzz_images.KINDS), 15),
-    **dict.fromkeys((kind.name for kind in fuzz_datasets.KINDS), 6),
-    **dict.fromkeys((kind.name for kind in fuzz_checkpoints.KINDS), 2),
-    "correlation": 2,
-    "reproduce": 2,
-    "report": 1,
-    "command line": 9,
+    **dict.fromkeys((kind.name for kind in fuzz_images.KINDS), 36),
+    **dict.fromkeys((kind.name for kind in fuzz_datasets.KINDS), 14),
+    **dict.fromkeys((kind.name for kind in fuzz_checkpoints.KINDS), 3),
+    **{"correlation": 1, "reproduce": 3, "report": 1, "command line": 16},
 }
 KINDS = (*fuzz_images.KINDS, *fuzz_datasets.KINDS, *fuzz_checkpoints.KINDS, *fuzz_results.KINDS, *fuzz_commands.KINDS)
 STUCK = 600.0  # seconds after which an input that cannot be interrupted ends the script, with where it is
@@ -110,15 +107,18 @@ def main() -> None:
             )
             for one in row["findings"]:
                 print(f"    {one['what']}\n        {one['smallest']}", flush=True)
+            _write(arguments.out, arguments.seed, rows)  # what was tried counts, should this be stopped
     total = {name: sum(row.get(name, 0) for row in rows.values()) for name in ("tried", "exit 0", "exit 1", "exit 2")}
     found = sum(len(row["findings"]) for row in rows.values())
     print(f"{'in all':28}", *(f"{x:7}" for x in total.values()), f"{found:9}")
+    sys.exit(1 if found else 0)
+
+
+def _write(path: Path, seed: int, rows: dict[str, Any]) -> None:
     described = environment("cpu")
     described.pop("command")
-    document = {"seed": arguments.seed, "total": total, "kinds": rows, "environment": described}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
-    sys.exit(1 if found else 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"seed": seed, "kinds": rows, "environment": described}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

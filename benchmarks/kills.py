@@ -27,7 +27,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,8 @@ def finish(child: int, within: float = HANGS) -> int | None:
     return None if status == -signal.SIGKILL else status  # it may have ended just then
 
 
-def attack(work: Work, kills: int, folder: Path, rng: random.Random) -> Tally:
-    """Kill `work` that often, and compare what every start that reached the end has left."""
+def attack(work: Work, kills: int, folder: Path, rng: random.Random) -> Iterator[Tally]:
+    """Kill `work` that often, and compare what every start that reaches the end has left; what is known after each of those."""
     tally, whole, again = Tally(), folder / "whole", folder / "again"
     whole.mkdir(parents=True)
     began = time.monotonic()
@@ -149,7 +149,7 @@ def attack(work: Work, kills: int, folder: Path, rng: random.Random) -> Tally:
         shutil.rmtree(again)
         again.mkdir()
         print(f"{work.name}: {tally.kills} kills, {tally.finished} ends, {len(tally.failed)} of them wrong", flush=True)
-    return tally
+        yield tally
 
 
 def digest(path: Path) -> str:
@@ -226,15 +226,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
         known = works(Path(scratch), *((2, 300) if arguments.small else ()))
         for name in arguments.only:
-            tally = attack(known[name], arguments.kills, Path(scratch) / name, random.Random(arguments.seed))
-            rows[name] = {
-                "kills": tally.kills,
-                "undisturbed_seconds": round(tally.seconds_undisturbed, 2),
-                "reached_the_end": tally.finished,
-                "same_as_undisturbed": tally.finished - len(tally.failed),
-                "kills_that_left_files": sum(count > 1 for count in tally.kept),  # the first is its words
-                "wrong": tally.failed,
-            }
+            for tally in attack(known[name], arguments.kills, Path(scratch) / name, random.Random(arguments.seed)):
+                rows[name] = {
+                    "kills": tally.kills,
+                    "undisturbed_seconds": round(tally.seconds_undisturbed, 2),
+                    "reached_the_end": tally.finished,
+                    "same_as_undisturbed": tally.finished - len(tally.failed),
+                    "kills_that_left_files": sum(count > 1 for count in tally.kept),  # the first is its words
+                    "wrong": tally.failed,
+                }
+                _write(arguments.out, arguments.seed, rows)  # what was done counts, should this be stopped
     print("\nwork        kills  undisturbed  reached the end  the same as undisturbed")
     for name, row in rows.items():
         print(
@@ -242,13 +243,14 @@ def main() -> None:
             f"{row['same_as_undisturbed']:23}"
         )
         print("".join(f"  wrong: {one}\n" for one in row["wrong"]), end="")
+    sys.exit(1 if any(row["wrong"] for row in rows.values()) else 0)
+
+
+def _write(path: Path, seed: int, rows: dict[str, Any]) -> None:
     described = environment("cpu")
     described.pop("command")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(
-        json.dumps({"seed": arguments.seed, "works": rows, "environment": described}, indent=1) + "\n"
-    )
-    sys.exit(1 if any(row["wrong"] for row in rows.values()) else 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"seed": seed, "works": rows, "environment": described}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -42,9 +42,14 @@ def test_what_is_written_appears_at_the_end(tmp_path):
 def test_what_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(KeyError), whole(path) as unfinished:  # an error that is none of the system's is its own
-        unfinished.write_text("half")
-        raise KeyError("x")
+
+    def half() -> None:
+        with whole(path) as unfinished:
+            unfinished.write_text("half")
+            raise KeyError("x")  # an error that is none of the system's stays what it is
+
+    with pytest.raises(KeyError):
+        half()
     assert path.read_text() == "old"
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
 
@@ -64,7 +69,7 @@ def test_a_full_disk_keeps_the_last_state_of_a_training(tmp_path, full_disk):
     path = tmp_path / "state.pt"
     training._save(path, {"step": 1})
     with pytest.raises(
-        OSError, match="cannot keep the training's state .*; free some space .*; the last state is kept"
+        OSError, match=r"cannot keep the training's state .*; free some space .*; the last state is kept"
     ):
         training._save(path, LARGE)
     assert read_saved(path) == {"step": 1}
