@@ -105,15 +105,51 @@ def _result(where: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(found, dict) and found.get("schema") == experiment.SCHEMA and found.get("evaluations")
-    return found if whole and (where / trained.ADAPTERS).is_file() else None
+    if not whole or not (where / trained.ADAPTERS).is_file():
+        return None
+    try:
+        _check_sound(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where / RESULT} is damaged or not what `alignlab restore train` wrote; delete it, and its run measures again"
+        ) from error
+    return found
+
+
+def _check_sound(result: dict[str, Any]) -> None:
+    """KeyError, TypeError or ValueError where a result lacks what tables, sentences and pictures are made of."""
+    learnt, frozen = result["learnt"], result["frozen"]
+    _ = f"{learnt['images']:,} {learnt['parameters']:,} {learnt['seconds']:.1f} {result['recipe']['steps']:,}"
+    if not all(isinstance(name, str) for name in frozen.values()) or not isinstance(result["environment"], dict):
+        raise TypeError
+    for one in result["evaluations"]:
+        _ = f"{one['n']:,} {one['misaligned']:,} {one['seed']:,} {one['data']['name']:s} {one['data']['fingerprint']:s}"
+        for column in ("degraded", "alone", "restored", "gain", "lift"):
+            _check_figures(one[column])
+        if one.get("told"):
+            _check_figures(one["told"])
+        if any(len([float(x or 0) for x in one["each"][name]]) != one["n"] for name in ("psnr", "ssim")):
+            raise ValueError
+
+
+def _check_figures(figures: dict[str, Any] | None) -> None:
+    """Means that are numbers, or None for an infinite one, with two numbers each around those that are."""
+    if figures is None:
+        return
+    for name in ("psnr", "ssim"):
+        mean, ends = figures[name]["mean"], figures[name]["ci95"]
+        _ = "inf" if mean is None and name == "psnr" else f"{mean:+.2f}"
+        low, high = ends or (0.0, 0.0)
+        _ = f"{low:+.2f} {high:+.2f}"
 
 
 def _same(found: dict[str, Any], one: Experiment, longer: bool = False) -> bool:
     """Whether a result is the experiment's, or, where `longer`, of its design by any recipe."""
     sets = {"data": one.data, "test": one.test}
-    same = all(found[key] == [named_data(source) for source in sources] for key, sources in sets.items())
-    same = same and found["design"] == _plain(one.design.plain()) and (found["crops"], found["n"]) == (one.crops, one.n)
-    return same and (longer or found["recipe"] == _plain(asdict(one.recipe)))
+    same = all(found.get(key) == [named_data(source) for source in sources] for key, sources in sets.items())
+    same = same and found.get("design") == _plain(one.design.plain())
+    same = same and (found.get("crops"), found.get("n")) == (one.crops, one.n)
+    return same and (longer or found.get("recipe") == _plain(asdict(one.recipe)))
 
 
 def longest(one: Experiment, runs: Path) -> Path | None:

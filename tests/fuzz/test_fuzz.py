@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import fuzz_checkpoints
@@ -11,8 +12,11 @@ import fuzz_images
 import fuzz_results
 import pytest
 from fuzz_checkpoints import Broken
+from fuzz_results import Changed
 from fuzzing import Damage, Edit, Finding, Kind, called, try_one
 from hypothesis import HealthCheck, Phase, given, settings
+
+from alignlab.cli import run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the limit of an input's time needs signals")
 
@@ -49,6 +53,8 @@ def test_every_input_is_read_or_refused_in_one_line(kind):
         ("checkpoint: state", Broken("state", 0.0, (), (Damage("flip", 0.0, 1),))),
         # a design whose encoder is no text
         ("checkpoint: restorer", Broken("restorer", 0.0, (Edit("set", 0.125, None),), ())),
+        # a folder was made before the data was looked for
+        ("command line", ["restore", "decoder", "--data", "nowhere/at/all"]),
     ],
 )
 def test_what_was_found_is_refused(kind, found):
@@ -56,6 +62,23 @@ def test_what_was_found_is_refused(kind, found):
 
 
 # What finds it
+
+
+LACKS = ("recipe", "frozen", "learnt", "environment")
+
+
+@pytest.mark.parametrize("key", LACKS)
+def test_a_finished_run_whose_result_lacks_something_is_named(tmp_path, monkeypatch, capsys, key):
+    """They were KeyErrors."""
+    fuzz_results.write_finished(Changed("result", (), ()), tmp_path)
+    (path,) = tmp_path.glob("runs/*/result.json")
+    value = json.loads(path.read_text())
+    del value[key]
+    path.write_text(json.dumps(value))
+    monkeypatch.chdir(tmp_path)
+    line = ["reproduce", "table3", "--no-train", "--runs", "runs", "--device", "cpu", "--out", "out"]
+    assert run(line) == 2
+    assert f"{path.relative_to(tmp_path)} is damaged" in capsys.readouterr().err
 
 
 def lying(answer):
