@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from alignlab.files import write_tensors
+
 ADAPTERS = "adapters.safetensors"
+Made = TypeVar("Made")
 
 
 def write(folder: Path, state: dict[str, Tensor], design: dict[str, Any], frozen: dict[str, str], about: Any) -> None:
@@ -20,12 +22,8 @@ def write(folder: Path, state: dict[str, Tensor], design: dict[str, Any], frozen
     """
     folder.mkdir(parents=True, exist_ok=True)
     described = {"design": design, "frozen": frozen, "about": about}
-    unfinished = folder / f".{ADAPTERS}"
-    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     # One key: several would come in any order, and the file's hash with them.
-    save_file(tensors, unfinished, metadata={"alignlab": json.dumps(described)})
-    unfinished.chmod(0o644)  # safetensors makes it readable to its owner alone
-    os.replace(unfinished, folder / ADAPTERS)
+    write_tensors(folder / ADAPTERS, state, {"alignlab": json.dumps(described)})
 
 
 def read(folder: Path, command: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -43,6 +41,17 @@ def read(folder: Path, command: str) -> tuple[dict[str, Any], dict[str, Tensor]]
         return {part: dict(described[part]) for part in ("design", "frozen", "about")}, state
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise damaged(folder, command) from error
+
+
+def made(cls: type[Made], values: dict[str, Any]) -> Made:
+    """A design from what a file says of it; TypeError where a value is not of its field's type."""
+    for name, wanted in get_type_hints(cls).items():
+        value = values.get(name)
+        kinds = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
+        several = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+        if name in values and not (several if get_origin(wanted) is tuple else type(value) in kinds):
+            raise TypeError(f"{name} is {value!r}")
+    return cls(**values)
 
 
 def damaged(folder: Path, command: str) -> ValueError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from alignlab.files import read_saved, whole
 from alignlab.progress import progress
 
 SAVE_EVERY = 60.0  # seconds
@@ -158,18 +158,18 @@ def processes(device: str = "cpu") -> Processes:
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(".tmp")
-    torch.save(state, unfinished)
-    os.replace(unfinished, path)
+    kept = "free some space and give the same command again" + ("; the last state is kept" if path.exists() else "")
+    with whole(path, "cannot keep the training's state", kept) as unfinished:
+        torch.save(state, unfinished)
 
 
 def _read(path: Path, identity: dict[str, Any], started: bool = True) -> dict[str, Any]:
     """A training state of the run that `identity` describes; not yet `started`, it may leave out parts of itself."""
     another = "delete it, or choose another --out folder"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_saved(path)
         found = {part: dict(state["identity"][part]) for part in identity}
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or of another version; {another}") from error
     for part, wanted in identity.items():
         for name in dict.fromkeys((*wanted, *found[part])) if started else wanted:

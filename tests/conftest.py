@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import small
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,18 +22,9 @@ def alignlab_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def blurs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a folder of that name with smooth random pictures, 00.png and so on, each with a caption's file."""
-    import numpy as np
-    from PIL import Image
 
-    def make(name: str, count: int, size: tuple[int, int] = (40, 40), caption: str = "a blur\n") -> Path:
-        folder = tmp_path_factory.mktemp("blurs") / name
-        folder.mkdir()
-        rng = np.random.default_rng(0)
-        for i in range(count):
-            small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-            Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
-            (folder / f"{i:02}.txt").write_text(caption.format(i))
-        return folder
+    def make(name: str, *args: Any, **options: Any) -> Path:
+        return small.write_blurs(tmp_path_factory.mktemp("blurs") / name, *args, **options)
 
     return make
 
@@ -58,41 +51,13 @@ def small_judge(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def small_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of two blocks and a tokenizer of single characters."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("llm") / "small-llm"
-    characters = ["<unk>", "<s>", "</s>", *map(chr, range(32, 127))]
-    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(characters), max_position_embeddings=512, **sizes)).save_pretrained(
-        folder
-    )
-    return folder
+    return small.write_llm(tmp_path_factory.mktemp("llm") / "small-llm")
 
 
 @pytest.fixture(scope="session")
 def small_mae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random MAE of two blocks for 32 px."""
-    import torch
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    folder = tmp_path_factory.mktemp("mae") / "small-mae"
-    torch.manual_seed(0)
-    encoder = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    decoder = {
-        "decoder_hidden_size": 16,
-        "decoder_num_hidden_layers": 1,
-        "decoder_num_attention_heads": 2,
-        "decoder_intermediate_size": 32,
-    }
-    ViTMAEForPreTraining(ViTMAEConfig(image_size=32, patch_size=8, **encoder, **decoder)).save_pretrained(folder)
-    return folder
+    return small.write_mae(tmp_path_factory.mktemp("mae") / "small-mae")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from alignlab.captioning.fit import Design, Pairs, build, read
 from alignlab.captioning.gallery import evenly, save_gallery
 from alignlab.captioning.probe import LONGEST, CaptionProbe
 from alignlab.data import ImageTextDataset, load_dataset, resize, to_tensor
+from alignlab.files import whole
 from alignlab.models.registry import EMBEDDED
 from alignlab.models.variant import parse
 from alignlab.pretrain.pool import HOLD_OUT, held_out
@@ -182,9 +183,8 @@ def run(
             said = {**plain(test, found), "beams": 1, "longest": LONGEST}
             result["evaluations"].append({**said, "picture": picture, "gallery": gallery})
         result["environment"] = environment(device)
-        unfinished = out / f".{RESULT}"
-        unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-        unfinished.replace(out / RESULT)
+        with whole(out / RESULT) as unfinished:
+            unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
         write_card(result, out)
     return result
 

@@ -209,7 +209,7 @@ def read(folder: Path) -> tuple[Design, dict[str, Any], dict[str, Tensor]]:
     """The design, the description ("frozen", "about") and the tensors of a trained probe; ValueError for anything else."""
     described, state = trained.read(folder, COMMAND)
     try:
-        return Design(**described["design"]), described, state
+        return trained.made(Design, described["design"]), described, state
     except TypeError as error:
         raise trained.damaged(folder, COMMAND) from error
 

@@ -33,6 +33,7 @@ from alignlab.captioning.experiment import (
 )
 from alignlab.captioning.fit import RECIPE, Design
 from alignlab.data import load_dataset
+from alignlab.files import whole
 from alignlab.models.registry import EMBEDDED as SHORT
 from alignlab.models.registry import SHIPPED, expand, find_encoder, find_llm
 from alignlab.models.variant import parse
@@ -389,6 +390,5 @@ def _align(row: Row, where: Path, device: str) -> None:
         "notes": list(found.notes),
         "environment": environment(device),
     }
-    unfinished = where / f".{ALIGNED}"
-    unfinished.write_text(json.dumps(described, allow_nan=False) + "\n")
-    unfinished.replace(where / ALIGNED)
+    with whole(where / ALIGNED) as unfinished:
+        unfinished.write_text(json.dumps(described, allow_nan=False) + "\n")

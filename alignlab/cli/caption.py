@@ -293,16 +293,19 @@ def _controls(checkpoints: list[Path], given: list[Path]) -> dict[Path, Path]:
 def _write_captions(path: Path, model: Any, test: TestSet, options: dict[str, Any]) -> None:
     """A line an item, whole or not at all."""
     from alignlab.captioning.evaluation import captioned
+    from alignlab.files import whole
     from alignlab.progress import progress
 
-    unfinished = path.with_name(f".{path.name}")
-    with open(unfinished, "w", encoding="utf-8") as file, progress("caption", len(test), "images") as tick:
+    with (
+        whole(path) as unfinished,
+        open(unfinished, "w", encoding="utf-8") as file,
+        progress("caption", len(test), "images") as tick,
+    ):
         found = captioned(model, test.data, test.indices, **options)
         for number, (index, (item, caption)) in enumerate(zip(test.indices, found, strict=True)):
             line = {"item": index, "id": item.id, "caption": caption, "references": list(item.captions)}
             file.write(json.dumps(line) + "\n")
             tick(number + 1)
-    unfinished.replace(path)
 
 
 def _show(one: dict[str, Any], title: str) -> None:

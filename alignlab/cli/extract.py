@@ -91,9 +91,8 @@ def extract(
 
 def _save(spec: Any, folder: Path | None) -> tuple[list[list[int]], str | None]:
     """The layers' shapes, of one tensor or of each layer; and the file that they were written to, if they were."""
-    from safetensors.torch import save_file
-
     from alignlab.features.store import SHARD, first_shard, load
+    from alignlab.files import write_tensors
 
     if folder is None:
         part = first_shard(spec)
@@ -101,14 +100,14 @@ def _save(spec: Any, folder: Path | None) -> tuple[list[list[int]], str | None]:
     else:
         part = load(spec)
         count = spec.n
-    whole = {"layers": part} if not isinstance(part, list) else {f"layer.{i:04d}": x for i, x in enumerate(part)}
-    assert all(len(x) == count for x in whole.values())
-    shapes = [[spec.n, *x.shape[1:]] for x in whole.values()]
+    layers = {"layers": part} if not isinstance(part, list) else {f"layer.{i:04d}": x for i, x in enumerate(part)}
+    assert all(len(x) == count for x in layers.values())
+    shapes = [[spec.n, *x.shape[1:]] for x in layers.values()]
     if folder is None:
         return shapes, None
     name = re.sub(r"[^\w.+@-]+", "-", spec.model).strip("-") + ".safetensors"
     about = {"model": spec.model, "checkpoint": spec.checkpoint, "pool": spec.pool, "data": spec.fingerprint}
-    save_file({key: x.contiguous() for key, x in whole.items()}, folder / name, metadata=about)
+    write_tensors(folder / name, layers, about)
     return shapes, name
 
 

@@ -59,6 +59,7 @@ def decoder(
     """
 
     from alignlab.cli.common import check_writable, laboratory, output_folder, pick_device, write_json
+    from alignlab.data import load_dataset
     from alignlab.models.registry import load_encoder
     from alignlab.provenance import environment
     from alignlab.restoration.decoder import LOSSES, Run, tune
@@ -79,6 +80,8 @@ def decoder(
     check_whole({"workers": workers, "seed": seed})
     where = pick_device(device)
     plan = _recipe(recipe, tuple(data), bool(test), steps, epochs, batch_size, lr, seed, dtype)
+    for source in (*data, *test):  # what is wrong shows before a folder is made
+        load_dataset(source, captions=False)
     model = load_encoder(encoder, device=where)
     folder = output_folder(out, "restore-decoder")
     if json_file is not None:

@@ -239,7 +239,8 @@ def _read_csv(path: Path) -> Iterator[Entry | Bad]:
     spoken = [column for column in header if _CAPTION_COLUMN.fullmatch(column)]
     if header and (header.count("image") != 1 or not spoken or len(set(header)) != len(header)):
         wanted = "one column image and one or more of caption, captions, caption_1, caption_2, ..."
-        raise ValueError(f"{path}: line 1: the header must have {wanted}, each once; it has {', '.join(cells)}")
+        there = " ".join(", ".join(cells).split())[:300]
+        raise ValueError(f"{path}: line 1: the header must have {wanted}, each once; it has {there}")
     entries: dict[str, Entry] = {}
     for number, row in rows:
         try:

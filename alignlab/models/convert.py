@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from alignlab.files import write_tensors
 from alignlab.models import beit_pth, dalle, taming, weights
 from alignlab.models.assemble import Stored, from_checkpoint
 from alignlab.models.checkpoint_file import open_checkpoint, unknown_to
@@ -127,9 +128,6 @@ def _read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
 
 
 def _save(folder: Path, config: dict[str, Any] | None, state: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable to its owner alone
+    write_tensors(folder / "model.safetensors", state, {"format": "pt"})
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from alignlab.files import write_tensors
 from alignlab.models import weights
 from alignlab.models.assemble import check_affordable, check_counts, check_loaded, sketch
 from alignlab.models.encoder import check_tokens, pool_tokens, prepare
@@ -192,8 +193,7 @@ def read_decoder(source: str) -> tuple[str, Any, dict[str, Tensor]]:
 
 def write_decoder(encoder: MAEEncoder, folder: Path) -> None:
     """The decoder alone, in float16, with the configuration of the whole: `decoder.safetensors`, `config.json`."""
-    state = {key: x.half().cpu().contiguous() for key, x in encoder.model.decoder.state_dict().items()}
+    state = {key: x.half() for key, x in encoder.model.decoder.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / DECODER_FILE, metadata={"format": "pt", "encoder": encoder.checkpoint})
-    (folder / DECODER_FILE).chmod(0o644)  # safetensors makes it readable to its owner alone
+    write_tensors(folder / DECODER_FILE, state, {"format": "pt", "encoder": encoder.checkpoint})
     encoder.model.config.save_pretrained(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import pickle
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,7 +197,6 @@ def _build(name: str, settings: dict[str, Any], quick_gelu: bool) -> Any:
 def _fill(tower: nn.Module, path: str) -> None:
     """Load the image tower's part of a CLIP checkpoint; ValueError for a file that is none or would run code."""
     from open_clip.convert import convert_state_dict
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -214,15 +212,9 @@ def _fill(tower: nn.Module, path: str) -> None:
         if not visual:
             raise ValueError("it holds no tensor called visual.*")
         tower.load_state_dict(visual)
-    except (
-        AttributeError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged pickle PyTorch stumbles over anything
         raise ValueError(f"{path} cannot be read as this image tower: {_reason(error)}") from error
 
 

@@ -145,7 +145,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged pickle PyTorch stumbles over anything
         raise ValueError(f"{path} cannot be read as weights: {one_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
         raise ValueError(f"{path} is no state dict, a dictionary of tensors")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from alignlab.captioning.clip import PROMPT, CLIPScorer
 from alignlab.data import ImageTextDataset, load_dataset
 from alignlab.data.named import SCENES
+from alignlab.files import write_tensors
 from alignlab.models.encoder import normalise
 from alignlab.models.open_clip_encoder import CLIP_TINY, register
 from alignlab.pretrain.pool import held_out
@@ -216,14 +217,8 @@ def pretrain(run: Run) -> dict[str, Any]:
 
 def save(model: nn.Module, folder: Path) -> None:
     """Weights as safetensors, matrices and kernels in float16, and the architecture as open_clip's factory reads it."""
-    from safetensors.torch import save_file
-
-    state = {
-        name: (x.half() if x.ndim > 1 and x.is_floating_point() else x).contiguous().cpu()
-        for name, x in model.state_dict().items()
-    }
-    save_file(state, folder / "model.safetensors")
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable to its owner alone
+    state = {name: x.half() if x.ndim > 1 and x.is_floating_point() else x for name, x in model.state_dict().items()}
+    write_tensors(folder / "model.safetensors", state)
     (folder / f"{CLIP_TINY}.json").write_text(json.dumps(ARCHITECTURE, indent=2) + "\n")
 
 

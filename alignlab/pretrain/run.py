@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alignlab.files import write_tensors
 from alignlab.models.dvae import DVAE, DVAEConfig
 from alignlab.models.pca import PCA, PCAConfig, fit_pca
 from alignlab.models.vqgan import VQGAN, VQGANConfig
@@ -177,13 +178,10 @@ def save(model: nn.Module, folder: Path) -> None:
             write(folder)
         (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable to its owner alone
         return
-    from safetensors.torch import save_file
-
     config: Any = model.config
     # The tokenizer only names and paints codes: half precision is enough, and half the size.
     stored = torch.float16 if isinstance(model, DVAE) else torch.float32
-    state = {k: v.to(stored).contiguous() for k, v in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    (folder / "model.safetensors").chmod(0o644)
+    state = {k: v.to(stored) for k, v in model.state_dict().items()}
+    write_tensors(folder / "model.safetensors", state)
     described = {"model_type": type(model).__name__.lower(), **asdict(config)}
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")

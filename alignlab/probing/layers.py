@@ -23,6 +23,7 @@ from alignlab.data import resize
 from alignlab.data.degradations import NAMES as TASKS
 from alignlab.data.degradations import TASKS as DEGRADATIONS
 from alignlab.data.degradations import pair
+from alignlab.files import whole
 from alignlab.models import load_llm
 from alignlab.models.llm import LanguageModel
 from alignlab.probing import between, single
@@ -274,9 +275,8 @@ def _read(path: Path, *keys: str) -> dict[str, Any]:
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(value, allow_nan=False) + "\n")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text(json.dumps(value, allow_nan=False) + "\n")
 
 
 def _keep(out: Path, name: str, value: dict[str, Any]) -> None:

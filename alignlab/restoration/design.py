@@ -173,7 +173,7 @@ def read(folder: Path) -> tuple[Design, dict[str, Any], dict[str, Tensor]]:
     described, state = trained.read(folder, COMMAND)
     given = described["design"]
     try:
-        return Design(**{**given, "tasks": tuple(given["tasks"])}), described, state
+        return trained.made(Design, {**given, "tasks": tuple(given["tasks"])}), described, state
     except (KeyError, TypeError, ValueError) as error:
         raise trained.damaged(folder, COMMAND) from error
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from alignlab.data import ImageTextDataset, load_dataset, resize, to_tensor
 from alignlab.data.degradations import Task
+from alignlab.files import whole, write_tensors
 from alignlab.pretrain.pool import held_out
 from alignlab.provenance import environment
 from alignlab.restoration import fit
@@ -160,9 +161,8 @@ def run(
                 result["evaluations"].append({**plain, "picture": picture, "sheet": sheet})
     if among.rank == 0:
         result["environment"] = environment(device)
-        unfinished = out / f".{RESULT}"
-        unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-        unfinished.replace(out / RESULT)
+        with whole(out / RESULT) as unfinished:
+            unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
         write_card(result, out)
     return result
 
@@ -185,9 +185,7 @@ def _keep_coordinates(model: Restorer, out: Path, among: Processes) -> None:
         model.__dict__["encoder"] = Whitened.from_state(model.encoder.encoder, state)
     if among.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        unfinished = out / f".{COORDINATES}"
-        save_file({k: v.contiguous() for k, v in state.items()}, unfinished)
-        unfinished.replace(out / COORDINATES)
+        write_tensors(out / COORDINATES, state)
 
 
 def different(names: list[str]) -> list[str]:

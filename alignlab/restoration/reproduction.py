@@ -20,6 +20,7 @@ from torch import Tensor
 
 from alignlab import trained
 from alignlab.data.degradations import TASKS
+from alignlab.files import write_tensors
 from alignlab.restoration import design, experiment
 from alignlab.restoration.coordinates import POSITION, WHITENED
 from alignlab.restoration.evaluation import difference
@@ -104,15 +105,51 @@ def _result(where: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(found, dict) and found.get("schema") == experiment.SCHEMA and found.get("evaluations")
-    return found if whole and (where / trained.ADAPTERS).is_file() else None
+    if not whole or not (where / trained.ADAPTERS).is_file():
+        return None
+    try:
+        _check_sound(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where / RESULT} is damaged or not what `alignlab restore train` wrote; delete it, and its run measures again"
+        ) from error
+    return found
+
+
+def _check_sound(result: dict[str, Any]) -> None:
+    """KeyError, TypeError or ValueError where a result lacks what tables, sentences and pictures are made of."""
+    learnt, frozen = result["learnt"], result["frozen"]
+    _ = f"{learnt['images']:,} {learnt['parameters']:,} {learnt['seconds']:.1f} {result['recipe']['steps']:,}"
+    if not all(isinstance(name, str) for name in frozen.values()) or not isinstance(result["environment"], dict):
+        raise TypeError
+    for one in result["evaluations"]:
+        _ = f"{one['n']:,} {one['misaligned']:,} {one['seed']:,} {one['data']['name']:s} {one['data']['fingerprint']:s}"
+        for column in ("degraded", "alone", "restored", "gain", "lift"):
+            _check_figures(one[column])
+        if one.get("told"):
+            _check_figures(one["told"])
+        if any(len([float(x or 0) for x in one["each"][name]]) != one["n"] for name in ("psnr", "ssim")):
+            raise ValueError
+
+
+def _check_figures(figures: dict[str, Any] | None) -> None:
+    """Means that are numbers, or None for an infinite one, with two numbers each around those that are."""
+    if figures is None:
+        return
+    for name in ("psnr", "ssim"):
+        mean, ends = figures[name]["mean"], figures[name]["ci95"]
+        _ = "inf" if mean is None and name == "psnr" else f"{mean:+.2f}"
+        low, high = ends or (0.0, 0.0)
+        _ = f"{low:+.2f} {high:+.2f}"
 
 
 def _same(found: dict[str, Any], one: Experiment, longer: bool = False) -> bool:
     """Whether a result is the experiment's, or, where `longer`, of its design by any recipe."""
     sets = {"data": one.data, "test": one.test}
-    same = all(found[key] == [named_data(source) for source in sources] for key, sources in sets.items())
-    same = same and found["design"] == _plain(one.design.plain()) and (found["crops"], found["n"]) == (one.crops, one.n)
-    return same and (longer or found["recipe"] == _plain(asdict(one.recipe)))
+    same = all(found.get(key) == [named_data(source) for source in sources] for key, sources in sets.items())
+    same = same and found.get("design") == _plain(one.design.plain())
+    same = same and (found.get("crops"), found.get("n")) == (one.crops, one.n)
+    return same and (longer or found.get("recipe") == _plain(asdict(one.recipe)))
 
 
 def longest(one: Experiment, runs: Path) -> Path | None:
@@ -333,7 +370,6 @@ def _tests(one: Experiment) -> list[TestSet]:
 def _pictures(place: Place, result: dict[str, Any], test: TestSet, device: str) -> dict[str, Tensor]:
     """Restored by the saved adapters once, then read from `shown-SET.safetensors` beside them."""
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     whose = sha256(json.dumps([result, test.data.fingerprint]).encode()).hexdigest()
     kept = place.where / f"shown-{_slug(test.data.name)}.safetensors"
@@ -345,6 +381,6 @@ def _pictures(place: Place, result: dict[str, Any], test: TestSet, device: str) 
     few = TestSet(test.data, test.indices[:PICTURES])
     rows = evaluate_on(model, few, place.row.task)[1].shown
     named = dict(zip(KEPT, rows.values(), strict=True))
-    bytes_ = {key: images.clamp(0, 1).mul(255).round().byte().cpu().contiguous() for key, images in named.items()}
-    save_file(bytes_, kept, metadata={"of": whose})
+    bytes_ = {key: images.clamp(0, 1).mul(255).round().byte().cpu() for key, images in named.items()}
+    write_tensors(kept, bytes_, {"of": whose})
     return {key: images.float() / 255 for key, images in bytes_.items()}

@@ -1,0 +1,83 @@
+"""Files that appear whole or not at all, and say so in one line where a disk is full or may not be written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def whole(path: Path, what: str = "cannot be written", remedy: str = "choose another place") -> Iterator[Path]:
+    """A path beside `path` to write to; it takes that name once it is written to the end, and goes where it is not.
+
+    It is always the same, so that the next run writes over what a killed one left there: for files that one process writes.
+    Raises OSError, "WHAT (reason); REMEDY", for what the system refuses, whichever library reports it in whichever way.
+    """
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        yield unfinished
+        _settle(unfinished)
+        os.replace(unfinished, path)
+    except Exception as error:
+        number = refusal(error)
+        if number is None:
+            raise
+        raise OSError(number, f"{what} ({os.strerror(number)}); {remedy}", str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all, readable to all; OSError as `whole`."""
+    from safetensors.torch import save_file
+
+    with whole(path) as unfinished:
+        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, unfinished, metadata=metadata)
+        unfinished.chmod(0o644)  # safetensors makes it readable to its owner alone
+
+
+def read_saved(path: Path) -> Any:
+    """What `torch.save` wrote to a zip file, tensors and plain values alone, every part of it as it was written.
+
+    Raises ValueError for a damaged file and any other, OSError for one that cannot be opened.
+    """
+    import torch
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (part := archive.testzip()) is not None:  # PyTorch writes checksums and does not read them
+                raise ValueError(f"{part} has another checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged pickle PyTorch stumbles over anything
+        if isinstance(error, OSError) and error.filename:
+            raise
+        raise ValueError(f"{path} is damaged, or no file of tensors and plain values") from error
+
+
+def refusal(error: BaseException) -> int | None:
+    """The number of the system's error behind an error of writing, None where it is about something else."""
+    if isinstance(error, OSError):
+        return error.errno
+    if told := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+        return int(told[1])
+    # PyTorch says where in its source it noticed that a write fell short, not why; it never does for another reason.
+    return errno.ENOSPC if "inline_container.cc" in str(error) else None
+
+
+def _settle(path: Path) -> None:
+    """Have the system keep what was written: a name that outlives a power cut must not stand for an empty file."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,97 @@
+"""Command lines of every command: values that fit no option, and one that no command takes, so that nothing begins to work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from fuzzing import ODD, OUT, Kind, command
+from hypothesis import strategies as st
+
+from alignlab.cli import app
+
+# They reach for a network or a package index before anything else.
+LEFT_OUT = {("models", "fetch"), ("doctor",)}
+# One of these ends any command that has the option before it works; the others have too little to work on.
+POISON = {"--device": "tpu", "--split": "none", "--data": "nowhere/at/all"}
+VALUES = (
+    *(
+        "scenes",
+        "mae",
+        "pca",
+        "smollm2",
+        "timm:nothing",
+        "open_clip:a/b",
+        "hf:",
+        "llava595k:",
+        "imagenet:/",
+        "x-{0..9}.tar",
+    ),
+    *(
+        "nowhere",
+        "a:b",
+        "=",
+        "k=",
+        "sigma=1,2",
+        "[:0]",
+        "mae@random",
+        "smollm2[:x]",
+        "~nobody",
+        "-",
+        "--",
+        "-1",
+        "1e400",
+    ),
+    *(str(one) for one in ODD if not isinstance(one, list | dict)),
+)
+
+
+def _commands(group: Any, before: tuple[str, ...] = ()) -> dict[tuple[str, ...], list[Any]]:
+    found: dict[tuple[str, ...], list[Any]] = {}
+    for name, one in getattr(group, "commands", {}).items():
+        words = (*before, name)
+        if getattr(one, "commands", None):
+            found |= _commands(one, words)
+        elif words not in LEFT_OUT:
+            found[words] = one.params
+    return found
+
+
+COMMANDS = _commands(typer.main.get_command(app))
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> list[str]:
+    words = draw(st.sampled_from(sorted(COMMANDS)))
+    options = [one for one in COMMANDS[words] if one.param_type_name == "option"]
+    given = list(words)
+    poison = [option for option in POISON if any(option in one.opts for one in options)]
+    if poison:
+        option = draw(st.sampled_from(poison))
+        given += [option, POISON[option]]
+    for one in draw(st.lists(st.sampled_from(options or [None]), max_size=4)):
+        if one is None or (poison and option in one.opts):
+            continue
+        given.append(draw(st.sampled_from(one.opts)))
+        if one.name in ("out", "json_file"):
+            given.append(
+                draw(st.sampled_from((OUT, f"{OUT}/a/b", f"{OUT}/\x00", f"{OUT}/" + "x" * 300, "file", "file/x")))
+            )
+        elif not one.is_flag:
+            given.append(draw(st.one_of(st.sampled_from(VALUES), st.text(max_size=10))))
+    for one in COMMANDS[words]:
+        if one.param_type_name == "argument" and (one.required or draw(st.booleans())):
+            given.append(draw(st.sampled_from(("nowhere", "file", "../above", "\x00", "", "table3", "all", "mae"))))
+    return given
+
+
+def write(given: list[str], folder: Path) -> None:
+    (folder / "file").write_text("no folder")
+
+
+def answer(given: list[str], folder: Path) -> int:
+    return command(*given, may_fail=True)
+
+
+KINDS = (Kind("command line", lines(), write, answer),)

@@ -1,0 +1,104 @@
+"""Files that appear whole or not at all, and what is said where a disk is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+
+import pytest
+import torch
+
+from alignlab import training
+from alignlab.files import read_saved, whole, write_tensors
+
+
+@pytest.fixture
+def full_disk():
+    """What the system does to writers of more than 20,000 bytes: as a full disk, for this process alone."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+LARGE = {"weight": torch.zeros(100_000)}
+
+
+def test_what_is_written_appears_at_the_end(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with whole(path) as unfinished:
+        unfinished.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def half() -> None:
+        with whole(path) as unfinished:
+            unfinished.write_text("half")
+            raise KeyError("x")  # an error that is none of the system's stays what it is
+
+    with pytest.raises(KeyError):
+        half()
+    assert path.read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_said_whichever_library_writes(tmp_path, full_disk):
+    for name, write in (
+        ("tensors", lambda path: write_tensors(path, LARGE)),
+        ("state", lambda path: training._save(path, LARGE)),
+    ):
+        with pytest.raises(OSError, match=r"cannot .* \((No space left on device|File too large)\); ") as error:
+            write(tmp_path / name)
+        assert error.value.filename == str(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_last_state_of_a_training(tmp_path, full_disk):
+    path = tmp_path / "state.pt"
+    training._save(path, {"step": 1})
+    with pytest.raises(
+        OSError, match=r"cannot keep the training's state .*; free some space .*; the last state is kept"
+    ):
+        training._save(path, LARGE)
+    assert read_saved(path) == {"step": 1}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+def test_a_folder_that_may_not_be_written_is_said(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match=r"cannot keep the training's state \(Read-only file system\)"):
+        training._save(tmp_path / "state.pt", {"step": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_flipped_byte_of_a_state_is_noticed(tmp_path):
+    """PyTorch alone does not: it writes checksums and never reads them."""
+    path = tmp_path / "state.pt"
+    torch.save({"weight": torch.arange(64.0)}, path)
+    content = path.read_bytes()
+    found = read_saved(path)["weight"]
+    quiet = 0
+    for place in range(0, len(content), 3):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        try:
+            again = read_saved(path)
+        except ValueError:
+            continue
+        assert torch.equal(again["weight"], found)  # padding, dates and the like
+        quiet += 1
+    assert quiet < len(content) / 3
