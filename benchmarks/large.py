@@ -43,7 +43,7 @@ class Size:
     rounds: int = 10
 
 
-SMALL = Size(cka=(2_000, 4_000), knn=(2_000,), pictures=(300, 600), width=16, rounds=2)
+SMALL = Size(cka=(4_000,), knn=(2_000,), pictures=(300,), width=16, rounds=2)
 
 
 def generate(folder: Path, n: int, width: int) -> None:
