@@ -115,12 +115,19 @@ def align(
     Procrustes family, the feature matches and `rtd` need work for each pair and shuffle, which takes minutes to hours with
     many wide layers: lower `nulls` and `resamples` there.
 
+    Features of both that take more than 1.2 GB together when prepared are not held in memory: their rows are read, clamped
+    and normalised some at a time, of arrays mapped from disk too (`np.load(mmap_mode="r")`, `open_features`). `cka`,
+    `unbiased_cka` and "minibatch" then need memory for a few blocks of rows, for products of features and for a few numbers
+    an item; metrics of neighbours hold one layer twice, and each layer's lists. All others need whole layers. The scores are
+    the same, and so is the work: each null and half goes over all rows, which for `cka` costs N Dx Dy.
+
     Exact unless told otherwise: `approximate="faiss"` finds neighbours with an HNSW index (pip install
     "alignlab[faiss]"), "minibatch" estimates `unbiased_cka` from batches of 512 items; the result's params say so.
 
     A layer that is the same for every item scores 0, with a note in the result. Raises ValueError for an unknown
-    metric or option, different N, fewer than 4 items, nan or inf, an item whose features are all zeros, and for k outside
-    [1, N/2 - 1] (halves need k neighbours too; [1, N-1] without resamples and splits).
+    metric or option, different N, fewer than 4 items, nan or inf, an item whose features are all zeros, for k outside
+    [1, N/2 - 1] (halves need k neighbours too; [1, N-1] without resamples and splits), and for a metric that needs more
+    memory than there is.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(60, 3, 8))
