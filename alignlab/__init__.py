@@ -24,6 +24,7 @@ _HOME = {
     "load_encoder": "alignlab.models",
     "load_llm": "alignlab.models",
     "metrics": "alignlab.metrics",
+    "open_features": "alignlab.features",
     "restoration": "alignlab.restoration",
 }
 
@@ -37,6 +38,7 @@ __all__ = [
     "load_encoder",
     "load_llm",
     "metrics",
+    "open_features",
     "restoration",
 ]
 
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from alignlab.alignment.compare import compare as compare
     from alignlab.data import load_dataset as load_dataset
     from alignlab.features import extract as extract
+    from alignlab.features import open_features as open_features
     from alignlab.models import load_encoder as load_encoder
     from alignlab.models import load_llm as load_llm
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import signature
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,9 @@ from alignlab.alignment.pairs import EachPair, LayerPairs, StatePairs
 from alignlab.alignment.result import Alignment, Best, MetricResult
 from alignlab.metrics import Metric, check_name, kernels, neighbours
 from alignlab.metrics.cca import components, correlation
-from alignlab.metrics.inputs import as_tensor, check_count, check_k, is_same, prepare_tensor
+from alignlab.metrics.inputs import check_count, check_k, is_same
 from alignlab.metrics.permutation import LEAST, feature_moments, kernel_moments, pearson3_p, permutation_moments
+from alignlab.metrics.preparation import Prepared, as_source, prepared, whole
 from alignlab.metrics.procrustes import (
     aligned,
     nuclear,
@@ -37,15 +40,18 @@ from alignlab.metrics.regression import predictable, share_within, targets
 from alignlab.metrics.rsa import RSA
 from alignlab.progress import Tick, progress
 
-# What the matrices of one group of layers may take; more layers are done group by group.
+# What the matrices of one group of layers may take; more layers are done group by group. And what prepared features may
+# take; more are prepared again, a block of rows after the other, whenever they are gone over.
 BYTES_AT_ONCE = 1_200_000_000
 # Above this share of items with the features of another, on both sides, equally near neighbours are listed at random: in
 # the order of the items they would agree more often than in any shuffled pairing.
 TIED = 0.02
 MATRICES = 6  # of items by items in float64 that exist at once while two layers' are made and compared
+COPIES = 3  # of features, where a metric works on whole layers: prepared, shuffled or halved, and what it makes of them
 MOMENTS_UP_TO = 5_000  # items, for the closed-form p-value beside the shuffles': it costs N^2 D or N^3
 CHUNK = 64  # permutations or subsets between two signs of progress; of what is done one by one, a few
 FEW = 4
+ENTRIES_AT_ONCE = 2**24  # of the permutations or subsets in a chunk: with a million items they are 8 MB each
 
 FORMS = {
     "cka": kernels.CKA,
@@ -109,12 +115,19 @@ def align(
     Procrustes family, the feature matches and `rtd` need work for each pair and shuffle, which takes minutes to hours with
     many wide layers: lower `nulls` and `resamples` there.
 
+    Features of both that take more than 1.2 GB together when prepared are not held in memory: their rows are read, clamped
+    and normalised some at a time, of arrays mapped from disk too (`np.load(mmap_mode="r")`, `open_features`). `cka`,
+    `unbiased_cka` and "minibatch" then need memory for a few blocks of rows, for products of features and for a few numbers
+    an item; metrics of neighbours hold one layer twice, and each layer's lists. All others need whole layers. The scores are
+    the same, and so is the work: each null and half goes over all rows, which for `cka` costs N Dx Dy.
+
     Exact unless told otherwise: `approximate="faiss"` finds neighbours with an HNSW index (pip install
     "alignlab[faiss]"), "minibatch" estimates `unbiased_cka` from batches of 512 items; the result's params say so.
 
     A layer that is the same for every item scores 0, with a note in the result. Raises ValueError for an unknown
-    metric or option, different N, fewer than 4 items, nan or inf, an item whose features are all zeros, and for k outside
-    [1, N/2 - 1] (halves need k neighbours too; [1, N-1] without resamples and splits).
+    metric or option, different N, fewer than 4 items, nan or inf, an item whose features are all zeros, for k outside
+    [1, N/2 - 1] (halves need k neighbours too; [1, N-1] without resamples and splits), and for a metric that needs more
+    memory than there is.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(60, 3, 8))
@@ -138,13 +151,12 @@ def align(
     unknown = set(options or {}) - set(settings)
     if unknown:
         raise ValueError(f"options names {', '.join(sorted(unknown))}, which is not among metrics")
-    x_layers, y_layers = _layers(x, "x", q, device), _layers(y, "y", q, device)
-    precision = [t.dtype for t in x_layers], [t.dtype for t in y_layers]
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in (*x_layers, *y_layers)) else torch.float32
-    x_layers, y_layers = [t.to(dtype) for t in x_layers], [t.to(dtype) for t in y_layers]
-    n = len(x_layers[0])
-    if n != len(y_layers[0]):
-        raise ValueError(f"x and y must have the same items, got {n} and {len(y_layers[0])}")
+    given = _layers(x, "x", q, device), _layers(y, "y", q, device)
+    precision = [[t.dtype for t in side] for side in given]
+    n = len(given[0][0])
+    if n != len(given[1][0]):
+        raise ValueError(f"x and y must have the same items, got {n} and {len(given[1][0])}")
+    x_layers, y_layers = _held(given)
     check_sizes(entries, settings, n, halves=bool(resamples or split_half))
     draws = _Draws(n, nulls, resamples, split_half, seed, device)
 
@@ -210,10 +222,10 @@ def _warnings(results: Mapping[str, MetricResult], sides: _Sides, kept: list[lis
         eps, best = results["unbiased_cka"].params["eps"], results["unbiased_cka"].best()
         for name, side, layer, which in (("x", sides.x, best.x_layer, kept[0]), ("y", sides.y, best.y_layer, kept[1])):
             features = side.features[which.index(layer)]
-            whole = float(kernels.minibatch_cka(features, features, eps=eps))
-            if eps and whole < 0.99:
+            own = kernels.batched_cka(features, features, eps=eps)
+            if eps and own < 0.99:
                 notes.append(
-                    f"unbiased_cka of layer {layer} of {name} with itself is {whole:.2f}: its items are nearly alike and "
+                    f"unbiased_cka of layer {layer} of {name} with itself is {own:.2f}: its items are nearly alike and "
                     "the reference's eps takes the rest; options={'unbiased_cka': {'eps': 0}} leaves it out"
                 )
     if sides.x.order is not None:
@@ -252,19 +264,42 @@ class _Draws:
         rng = np.random.default_rng(seed)
         half = n // 2
         self.seed = seed
-
-        def rows(orders: list[np.ndarray], width: int) -> Tensor:
-            return torch.from_numpy(np.stack(orders) if orders else np.empty((0, width), np.int64)).to(device)
-
-        self.perms = rows([rng.permutation(n) for _ in range(nulls)], n)
-        self.subsets = rows([rng.permutation(n)[:half] for _ in range(resamples)], half)
-        orders = [rng.permutation(n) for _ in range(splits)]
-        self.halves = rows([part for o in orders for part in (o[:half], o[half : 2 * half])], half)
-        self.half_perms = rows([rng.permutation(half) for _ in range(2 * splits)], half)
+        self.perms = _Drawn(rng, n, nulls, [slice(n)], device)
+        self.subsets = _Drawn(rng, n, resamples, [slice(half)], device)
+        self.halves = _Drawn(rng, n, splits, [slice(half), slice(half, 2 * half)], device)
+        self.half_perms = _Drawn(rng, half, 2 * splits, [slice(half)], device)
 
     @property
     def total(self) -> int:
         return 1 + len(self.perms) + len(self.subsets) + len(self.halves)
+
+
+class _Drawn:
+    """`count` orders of n items at random, or `parts` of each, made anew whenever they are gone through.
+
+    Kept, the 200 permutations of a million items would take more memory than the work on them.
+    """
+
+    def __init__(self, rng: np.random.Generator, n: int, count: int, parts: list[slice], device: str) -> None:
+        self.n, self.count, self.parts, self.device = n, count, parts, device
+        self._rng = copy.deepcopy(rng)
+        for _ in range(count):  # what is drawn next from the same stream comes after these
+            rng.permutation(n)
+
+    def __len__(self) -> int:
+        return self.count * len(self.parts)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rng = copy.deepcopy(self._rng)
+        for _ in range(self.count):
+            order = torch.from_numpy(rng.permutation(self.n)).to(self.device)
+            yield from (order[part] for part in self.parts)
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """`[C, m]`, C of `size` or less."""
+        each = iter(self)
+        while some := list(islice(each, max(1, min(size, ENTRIES_AT_ONCE // self.n)))):
+            yield torch.stack(some)
 
 
 def _entries(metrics: Sequence[str]) -> list[Metric]:
@@ -303,23 +338,35 @@ def choose_approximations(approximate: str | Sequence[str] | None, entries: list
     return chosen
 
 
-def _layers(features: Any, name: str, q: float, device: str) -> list[Tensor]:
-    """Prepared layers, a list of `[N, D_l]`."""
+def _layers(features: Any, name: str, q: float, device: str) -> list[Prepared]:
+    """The layers, `[L]` of `[N, D_l]`, none of which is in memory yet (or once more)."""
     given: Any = getattr(features, "layers", features)
     if isinstance(given, list | tuple):
-        tensors = [as_tensor(f, name) for f in given]
-        if not tensors or any(t.ndim != 2 for t in tensors) or len({len(t) for t in tensors}) != 1:
-            shapes = [tuple(t.shape) for t in tensors]
+        sources = [as_source(f, name) for f in given]
+        if not sources or any(s.ndim != 2 for s in sources) or len({len(s) for s in sources}) != 1:
+            shapes = [tuple(s.shape) for s in sources]
             raise ValueError(f"{name} must be a list of [N, D_l] with one N, got shapes {shapes}")
-        prepared = [prepare_tensor(t, q, f"{name}[{i}]") for i, t in enumerate(tensors)]
+        layers = [prepared(s, q, f"{name}[{i}]", device) for i, s in enumerate(sources)]
     else:
-        t = as_tensor(given, name)
-        if t.ndim != 3:
-            hint = "; of a single layer, write [x]" if t.ndim == 2 else ""
-            raise ValueError(f"{name} must be [N, L, D] or a list of [N, D_l], got shape {tuple(t.shape)}{hint}")
-        prepared = list(prepare_tensor(t, q, name).unbind(1))
-    check_count(len(prepared[0]), name)
-    return [t.to(device).contiguous() for t in prepared]
+        source = as_source(given, name)
+        if source.ndim != 3:
+            hint = "; of a single layer, write [x]" if source.ndim == 2 else ""
+            raise ValueError(f"{name} must be [N, L, D] or a list of [N, D_l], got shape {tuple(source.shape)}{hint}")
+        together = prepared(source, q, name, device)
+        layers = [together.layer(i) for i in range(source.shape[1])]
+    check_count(len(layers[0]), name)
+    return layers
+
+
+def _held(given: tuple[list[Prepared], list[Prepared]]) -> list[list[Tensor | Prepared]]:
+    """Both sides' layers in one precision: in memory if they all fit there, else as they are."""
+    both = [*given[0], *given[1]]
+    dtype = torch.float64 if any(f.dtype == torch.float64 for f in both) else torch.float32
+    sides = [[dataclasses.replace(f, dtype=dtype) for f in side] for side in given]
+    device = both[0].device
+    room = torch.cuda.mem_get_info(device)[0] // COPIES if device.type == "cuda" else BYTES_AT_ONCE
+    fits = sum(Layers(side).size for side in sides) <= room
+    return [[whole(f) if fits else f for f in side] for side in sides]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,8 +380,8 @@ class _Sides:
 
 def _shared(
     entries: list[Metric],
-    x: list[Tensor],
-    y: list[Tensor],
+    x: list[Tensor | Prepared],
+    y: list[Tensor | Prepared],
     kept: list[list[int]],
     draws: _Draws,
     approximations: Mapping[str, str],
@@ -359,7 +406,7 @@ def _fits(x: Layers, y: Layers) -> bool:
 
 def _matrix_bytes(layers: Layers) -> int:
     """Of one matrix of items by items, and of its copy with layers last."""
-    return layers.n**2 * layers.features[0].element_size() * 2
+    return layers.n**2 * layers.features[0].dtype.itemsize * 2
 
 
 def _narrow(form: kernels.Form, x: Layers, y: Layers, draws: _Draws) -> bool:
@@ -384,12 +431,14 @@ def _builder(
     everything = max(len(sides.x), len(sides.y))
     name = metric.name
     if sides.approximations.get(name) == "minibatch":
-        rough = dataclasses.replace(metric, core=kernels.minibatch_cka)
+        rough = dataclasses.replace(metric, core=kernels.batched_cka)
         return lambda x, y: EachPair(x, y, rough, settings), everything
     if name in FORMS:
         form = FORMS[name]
         if _narrow(form, sides.x, sides.y, draws):
-            return lambda x, y: FactorPairs(x, y, form, settings), everything
+            if not form.linear:
+                _check_whole(name, sides)
+            return lambda x, y: FactorPairs(x, y, form, settings), _side_by_side(sides)
         needed = MATRICES * sides.x.n**2 * 8
         if needed > memory():
             raise ValueError(
@@ -410,11 +459,32 @@ def _builder(
         ), everything
     if name == "second_order_cosine" and _fits(sides.x, sides.y) and sides.x.search is neighbours.neighbourhood:
         return lambda x, y: SecondOrderPairs(x, y, settings["k"]), everything
+    _check_whole(name, sides)
     if name in STATES:
         of_x, of_y, score_states = STATES[name]
         states = partial(of_x, **settings), partial(of_y, **settings)
         return lambda x, y: StatePairs(x, y, states, score_states), everything
-    return lambda x, y: EachPair(x, y, metric, settings), everything
+    return lambda x, y: EachPair(x.whole(), y.whole(), metric, settings), everything
+
+
+def _side_by_side(sides: _Sides) -> int:
+    """How many layers of a side may stand side by side: the products of their features with one another are in memory."""
+    wide = [sum(f.shape[1] for f in side.features) for side in (sides.x, sides.y)]
+    if wide[0] * wide[1] * 8 <= BYTES_AT_ONCE:
+        return max(len(sides.x), len(sides.y))
+    widest = max(f.shape[1] for side in (sides.x, sides.y) for f in side.features)
+    return max(1, int((BYTES_AT_ONCE / 8) ** 0.5) // widest)
+
+
+def _check_whole(name: str, sides: _Sides) -> None:
+    """ValueError where a metric that works on whole layers cannot have them."""
+    apart = any(isinstance(f, Prepared) for side in (sides.x, sides.y) for f in side.features)
+    needed = COPIES * (sides.x.size + sides.y.size)
+    if apart and needed > memory():
+        raise ValueError(
+            f"{name} holds the features of all items and needs about {needed / 1e9:.0f} GB with N={sides.x.n}; take a sample "
+            "of the items, fewer layers, or cka or unbiased_cka, which go over them a block at a time"
+        )
 
 
 def _measure(
@@ -457,15 +527,16 @@ def _measure(
         done = 1
 
         def rounds(
-            run: Callable[[Tensor], Tensor], draw: Tensor, g: int = g, pairs: LayerPairs = pairs
+            run: Callable[[Tensor], Tensor], draw: _Drawn, g: int = g, pairs: LayerPairs = pairs
         ) -> Iterator[tuple[slice, np.ndarray]]:
             nonlocal done
-            size = FEW if isinstance(pairs, EachPair | StatePairs) else CHUNK
-            for start in range(0, len(draw), size):
-                scores = _attempt(run, draw[start : start + size], (len(pairs.x), len(pairs.y)))  # [C, L_x, L_y]
+            start = 0
+            for some in draw.chunks(FEW if isinstance(pairs, EachPair | StatePairs) else CHUNK):
+                scores = _attempt(run, some, (len(pairs.x), len(pairs.y)))  # [C, L_x, L_y]
                 done += len(scores)
                 tick((g * draws.total + done) // len(groups), metric.name)
                 yield slice(start, start + len(scores)), scores
+                start += len(scores)
 
         total = np.zeros(matrix[block].shape)
         for at, scores in rounds(pairs.permuted, draws.perms):
@@ -491,7 +562,7 @@ def _measure(
     )
     if metric.name == "cka" and len(draws.perms) and LEAST <= sides.x.n <= MOMENTS_UP_TO:
         result = dataclasses.replace(result, pair_p=_pair_p(result.best(), sides, kept))
-    held_out, held_out_null = _held_out(_core(metric, settings, sides), sides, halves, draws)
+    held_out, held_out_null = _held_out(build, sides, halves, draws)
     return dataclasses.replace(result, held_out=held_out, held_out_null=held_out_null)
 
 
@@ -516,29 +587,22 @@ def _pair_p(best: Best, sides: _Sides, kept: list[list[int]]) -> float:
     for side, layer, which in ((sides.x, best.x_layer, kept[0]), (sides.y, best.y_layer, kept[1])):
         place = which.index(layer)
         features = side.features[place]
-        moments.append(kernel_moments(side.grams()[place]) if side.keep_grams else feature_moments(features))
+        moments.append(kernel_moments(side.grams()[place]) if side.keep_grams else feature_moments(whole(features)))
     return float(pearson3_p(best.score, *permutation_moments(moments[0], moments[1], sides.x.n)))
 
 
-def _core(metric: Metric, settings: dict[str, Any], sides: _Sides) -> Callable[[Tensor, Tensor], float]:
-    if sides.approximations.get(metric.name) == "minibatch":
-        return lambda a, b: kernels.minibatch_cka(a, b, **settings)
-    return lambda a, b: float(metric.core(a, b, **settings))
-
-
 def _held_out(
-    core: Callable[[Tensor, Tensor], float], sides: _Sides, halves: np.ndarray, draws: _Draws
+    build: Callable[[Layers, Layers], LayerPairs], sides: _Sides, halves: np.ndarray, draws: _Draws
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each half's score of the pair that was best on the other half, and the same with its items shuffled."""
     scores, nulls = np.zeros(len(halves)), np.zeros(len(halves))
-    for h in range(len(halves)):
+    for h, (items, order) in enumerate(zip(draws.halves, draws.half_perms, strict=True)):
         chosen_on = np.nan_to_num(halves[h ^ 1], nan=-np.inf)  # halves come in twos
         i, j = np.unravel_index(int(chosen_on.argmax()), chosen_on.shape)
         scores[h] = halves[h, i, j]
-        items = draws.halves[h]
-        a, b = sides.x.features[i][items], sides.y.features[j][items]
         try:
-            nulls[h] = core(a[draws.half_perms[h]], b)
+            shuffled = build(sides.x.some([int(i)]).rows(items[order]), sides.y.some([int(j)]).rows(items))
+            nulls[h] = float(shuffled.matrix())
         except (ValueError, ZeroDivisionError, torch.linalg.LinAlgError):
             nulls[h] = np.nan
     return scores, nulls

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from alignlab.alignment.layers import Layers
 from alignlab.metrics.neighbours import overlap, second_order
+from alignlab.metrics.preparation import some, whole
 
 TABLE_BYTES = 500_000_000  # of the table of y's edges; with more items neighbour lists are compared instead
 
@@ -36,9 +37,11 @@ class GraphPairs:
 
     def permuted(self, perms: Tensor) -> Tensor:
         (u, a), y = self.x.neighbours(self.k), self.y.neighbours(self.k)
-        inverse = perms.argsort(1)
-        moved = [(u[:, back], perm[a[:, back]]) for perm, back in zip(perms, inverse, strict=True)]
-        return torch.stack([self._pairs(x, y) for x in moved])
+        out = []
+        for perm in perms:
+            back = perm.argsort()
+            out.append(self._pairs((u[:, back], perm[a[:, back]]), y))
+        return torch.stack(out)
 
     def subsampled(self, subsets: Tensor) -> Tensor:
         out = []
@@ -57,16 +60,17 @@ class GraphPairs:
         near = place[near[:, subset]]  # [L, m, length]; -1 for what is outside
         member = near >= 0
         keep = member & (member.cumsum(2, dtype=torch.int16) <= self.k)
-        short = (keep.sum(2) < self.k).nonzero().tolist()  # the list ended too early: rare
+        short = keep.sum(2) < self.k  # [L, m], the list ended too early: rare
         found = {}
-        for layer, row in short:
-            f = layers.features[layer][subset]
+        for layer in short.any(1).nonzero().flatten().tolist():
+            f = whole(some(layers.features[layer], subset))
             mean = f.mean(0)
             centred = f - mean  # as in metrics.neighbours: differences keep their digits
-            similarity = centred @ (centred[row] + mean) + centred[row] @ mean + mean @ mean  # [m]
-            similarity[row] = -torch.inf
-            found[layer, row], near[layer, row, : self.k] = similarity.topk(self.k)
-            keep[layer, row] = torch.arange(self.length, device=near.device) < self.k
+            for row in short[layer].nonzero().flatten().tolist():
+                similarity = centred @ (centred[row] + mean) + centred[row] @ mean + mean @ mean  # [m]
+                similarity[row] = -torch.inf
+                found[layer, row], near[layer, row, : self.k] = similarity.topk(self.k)
+                keep[layer, row] = torch.arange(self.length, device=near.device) < self.k
         shape = (len(layers), len(subset), self.k)
         if not with_values:
             return near[keep].view(shape), None
@@ -84,7 +88,7 @@ class SecondOrderPairs(GraphPairs):
 
     def __init__(self, x: Layers, y: Layers, k: int) -> None:
         super().__init__(x, y, k, lambda a, u, b, v: u.new_zeros(()))
-        self.products = [[f @ f.T for f in side.features] for side in (x, y)]  # [L] of [N, N]
+        self.products = [[f @ f.T for f in map(whole, side.features)] for side in (x, y)]  # [L] of [N, N]
 
     def _at(self, products: Tensor, near: Tensor, origin: Tensor) -> Tensor:
         """Products of each item with those listed, items standing where `origin` had them: `[N, N]`, `[N, k]` -> `[N, k]`."""

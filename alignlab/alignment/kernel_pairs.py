@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from alignlab.alignment.layers import Layers
+from alignlab.metrics.inputs import blocks, spans
 from alignlab.metrics.kernels import Form, unbiased
+from alignlab.metrics.preparation import Prepared, whole
 
 BLOCK = 32  # rows of a matrix that are multiplied at once: what is gathered for them stays in the processor's cache
 TOGETHER = 8  # permutations that are gathered at once
-ROWS_AT_ONCE = 4096  # items whose products are summed in float32 before they go to float64
 
 
 class KernelPairs:
@@ -29,7 +31,7 @@ class KernelPairs:
     def _matrices(self, layers: Layers) -> Tensor:
         if self.form.linear:  # rows that `prepare` made have length 1: nothing is rescaled
             return layers.grams()
-        return torch.stack([self.form.matrix(f, **self.options) for f in layers.features])
+        return torch.stack([self.form.matrix(whole(f), **self.options) for f in layers.features])
 
     @cached_property
     def _diagonals(self) -> tuple[Tensor, Tensor]:
@@ -145,7 +147,10 @@ class KernelPairs:
 
 
 class FactorPairs:
-    """A `Form` on factors `[N, r]`, r below N: <Mx, My> is |Zx' Zy|^2, and no N x N matrix exists."""
+    """A `Form` on factors `[N, r]`, r below N: <Mx, My> is |Zx' Zy|^2, and no N x N matrix exists.
+
+    A linear form's factors are the features themselves, which may lie on disk: all that is asked of them is some rows.
+    """
 
     def __init__(self, x: Layers, y: Layers, form: Form, options: dict[str, Any] | None = None) -> None:
         self.layers_x, self.layers_y = x, y
@@ -153,24 +158,30 @@ class FactorPairs:
         self.n = x.n
         self.x, self.y = self._factors(x), self._factors(y)
 
-    def _factors(self, layers: Layers) -> list[Tensor]:
+    def _factors(self, layers: Layers) -> list[Tensor | Prepared]:
         if self.form.linear:  # centred some rows at a time: a copy of all would take longer than the products
             return layers.features
         assert self.form.factor is not None
-        return [self.form.factor(f, **self.options) for f in layers.features]
+        return [self.form.factor(whole(f), **self.options) for f in layers.features]
 
     @cached_property
     def _means(self) -> tuple[list[Tensor], list[Tensor]]:
         """What is still to be taken off each factor, `[L]` of `[r]`."""
-        x, y = ([z.mean(0) if self.form.linear else z.new_zeros(z.shape[1]) for z in side] for side in (self.x, self.y))
-        return x, y
+
+        def mean(z: Tensor | Prepared) -> Tensor:
+            total = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
+            for rows in blocks(z) if self.form.linear else ():
+                total += rows.sum(0)
+            return (total / len(z)).to(z.dtype)
+
+        return [mean(z) for z in self.x], [mean(z) for z in self.y]
 
     @cached_property
     def _diagonals(self) -> tuple[Tensor, Tensor]:
         """Of the matrices, `[L, N]`, float64."""
 
-        def squares(z: Tensor, mean: Tensor) -> Tensor:
-            return torch.cat([(rows - mean).norm(dim=1).double().square() for rows in z.split(ROWS_AT_ONCE)])
+        def squares(z: Tensor | Prepared, mean: Tensor) -> Tensor:
+            return torch.cat([(rows - mean).norm(dim=1).double().square() for rows in blocks(z)])
 
         x, y = (
             torch.stack([squares(z, m) for z, m in zip(side, means, strict=True)])
@@ -179,18 +190,10 @@ class FactorPairs:
         return x, y
 
     @cached_property
-    def _wide(self) -> tuple[Tensor, Tensor]:
-        """All layers side by side, `[N, R]`."""
-        x, y = (side[0] if len(side) == 1 else torch.cat(side, 1) for side in (self.x, self.y))
-        return x, y
-
-    @cached_property
     def _own(self) -> tuple[Tensor, Tensor]:
         own = []
         for side, means, diagonal in zip((self.x, self.y), self._means, self._diagonals, strict=True):
-            squares = torch.stack(
-                [_cross(z, z, (m, m), ([len(m)],) * 2)[0, 0] for z, m in zip(side, means, strict=True)]
-            )
+            squares = torch.stack([_cross([z], [z], ([m], [m]))[0, 0] for z, m in zip(side, means, strict=True)])
             own.append(self._counted(squares, diagonal.square().sum(1), diagonal.sum(1) ** 2))
         return own[0], own[1]
 
@@ -200,9 +203,7 @@ class FactorPairs:
     def _scores(self, back: Tensor | None = None) -> Tensor:
         """With x's items in that order."""
         (x, y), (own_x, own_y) = self._diagonals, self._own
-        mean_x, mean_y = self._means
-        widths = [len(m) for m in mean_x], [len(m) for m in mean_y]
-        products = _cross(*self._wide, (torch.cat(mean_x), torch.cat(mean_y)), widths, back)
+        products = _cross(self.x, self.y, self._means, back)
         diagonals = (x if back is None else x[:, back]) @ y.T
         counted = self._counted(products, diagonals, x.sum(1)[:, None] * y.sum(1))
         return self.form.combine(counted, own_x[:, None], own_y)
@@ -211,18 +212,28 @@ class FactorPairs:
         return self._scores()
 
     def permuted(self, perms: Tensor) -> Tensor:
-        return torch.stack([self._scores(back) for back in perms.argsort(1)])
+        return torch.stack([self._scores(perm.argsort()) for perm in perms])
 
     def subsampled(self, subsets: Tensor) -> Tensor:
-        few = (FactorPairs(self.layers_x.rows(s), self.layers_y.rows(s), self.form, self.options) for s in subsets)
+        # in the order of the items: on disk, those that lie together are read together
+        ordered = (s.sort().values for s in subsets)
+        few = (FactorPairs(self.layers_x.rows(s), self.layers_y.rows(s), self.form, self.options) for s in ordered)
         return torch.stack([pairs.matrix() for pairs in few])
 
     def chance(self) -> Tensor | None:
         sums = [
-            torch.stack([(z.sum(0) - len(z) * m).double().square().sum() for z, m in zip(side, means, strict=True)])
+            torch.stack([_total(z, m).square().sum() for z, m in zip(side, means, strict=True)])
             for side, means in zip((self.x, self.y), self._means, strict=True)
         ]
         return _chance(self.form, self._own, self._diagonals, sums)
+
+
+def _total(z: Tensor | Prepared, mean: Tensor) -> Tensor:
+    """The sum of rows less their mean, `[N, r]` -> float64 `[r]`."""
+    out = torch.zeros(len(mean), dtype=torch.float64, device=mean.device)
+    for rows in blocks(z):
+        out += (rows - mean).sum(0)
+    return out
 
 
 def _inner(k: Tensor, l: Tensor) -> Tensor:
@@ -230,25 +241,29 @@ def _inner(k: Tensor, l: Tensor) -> Tensor:
 
 
 def _cross(
-    x: Tensor,
-    y: Tensor,
-    means: tuple[Tensor, Tensor],
-    widths: tuple[list[int], list[int]],
+    x: Sequence[Tensor | Prepared],
+    y: Sequence[Tensor | Prepared],
+    means: tuple[Sequence[Tensor], Sequence[Tensor]],
     order: Tensor | None = None,
 ) -> Tensor:
-    """|Zx' Zy|^2 of all layers side by side, `[N, R_x]`, `[N, R_y]` -> float64 `[L_x, L_y]`.
+    """|Zx' Zy|^2 of each pair of layers, `[L_x]` of `[N, r]` and `[L_y]` of `[N, r]` -> float64 `[L_x, L_y]`.
 
-    Zx and Zy are x and y less their means `[R]`; x's items stand in that order.
+    Zx and Zy are x and y less their means `[r]`; x's items stand in that order.
     """
-    total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
-    for start in range(0, len(x), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        part = x[rows] if order is None else x[order[rows]]
-        total += (part - means[0]).T @ (y[rows] - means[1])
+    widths = [[len(m) for m in side] for side in means]
+    total = torch.zeros(sum(widths[0]), sum(widths[1]), dtype=torch.float64, device=x[0].device)
+    for rows in spans(len(x[0])):
+        total += _abreast(x, means[0], rows if order is None else order[rows]).T @ _abreast(y, means[1], rows)
     total.square_()
     starts = [list(accumulate(width, initial=0)) for width in widths]
     by_row = torch.stack([total[a:b].sum(0) for a, b in zip(starts[0], starts[0][1:], strict=False)])
     return torch.stack([by_row[:, a:b].sum(1) for a, b in zip(starts[1], starts[1][1:], strict=False)], 1)
+
+
+def _abreast(layers: Sequence[Tensor | Prepared], means: Sequence[Tensor], rows: slice | Tensor) -> Tensor:
+    """Some rows of all layers less their means, side by side."""
+    parts = [z[rows] - mean for z, mean in zip(layers, means, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _chance(

@@ -1,4 +1,8 @@
-"""The prepared layers of one model, and what metrics share of them: one Gram matrix and one neighbour graph a layer."""
+"""The prepared layers of one model, and what metrics share of them: one Gram matrix and one neighbour graph a layer.
+
+A layer is a tensor, or a `Prepared` where all of them together are too large for memory: then whoever goes over it sees a
+block of rows at a time, and who needs it as one asks for one layer after another.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from alignlab.metrics.inputs import blocks, spans
 from alignlab.metrics.neighbours import neighbourhood, top
+from alignlab.metrics.preparation import Prepared, some, whole
 
 Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # as `metrics.neighbours.neighbourhood`
 
@@ -22,7 +28,7 @@ class Layers:
 
     def __init__(
         self,
-        features: Sequence[Tensor],
+        features: Sequence[Tensor | Prepared],
         keep_grams: bool = False,
         search: Search = neighbourhood,
         order: Tensor | None = None,
@@ -44,7 +50,16 @@ class Layers:
 
     def rows(self, items: Tensor) -> Layers:
         """All layers of a few of the items."""
-        return Layers([f[items] for f in self.features], self.keep_grams, self.search)
+        return Layers([some(f, items) for f in self.features], self.keep_grams, self.search)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers."""
+        return sum(f.shape.numel() * f.dtype.itemsize for f in self.features)
+
+    def whole(self) -> Layers:
+        """The same, all of it in memory."""
+        return Layers([whole(f) for f in self.features], self.keep_grams, self.search, self.order)
 
     def grams(self) -> Tensor:
         """Centred linear kernels `[L, N, N]`."""
@@ -52,8 +67,9 @@ class Layers:
             return self._grams
         first = self.features[0]
         out = torch.empty(len(self), self.n, self.n, dtype=first.dtype, device=first.device)
-        scratch = first.new_empty(0)
-        for gram, features in zip(out, self.features, strict=True):
+        scratch = torch.empty(0, dtype=first.dtype, device=first.device)
+        for gram, layer in zip(out, self.features, strict=True):
+            features = whole(layer)
             # the centred features are wanted for a moment only: fresh memory for each layer's would cost a third more
             scratch.resize_(features.shape)
             symmetric_product(torch.sub(features, features.mean(0), out=scratch), gram)
@@ -64,32 +80,39 @@ class Layers:
     def neighbours(self, length: int) -> tuple[Tensor, Tensor]:
         """Inner products with the nearest items and which they are, nearest first: `[L, N, length]` twice."""
         if self._near is None or self._near[0].shape[2] < length:
-            found = [self._search(i, length) for i in range(len(self))]
-            self._near = torch.stack([v for v, _ in found]), torch.stack([i for _, i in found])
+            first = self.features[0]
+            shape = len(self), self.n, length
+            values = torch.empty(shape, dtype=first.dtype, device=first.device)
+            near = torch.empty(shape, dtype=torch.int64, device=first.device)
+            for i in range(len(self)):
+                values[i], near[i] = self._search(i, length)
+            self._near = values, near
         return self._near[0][:, :, :length], self._near[1][:, :, :length]
 
     def _search(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
         features = self.features[layer]
         if self.order is not None:
-            values, index = self.search(features[self.order], length)
+            values, index = self.search(whole(some(features, self.order)), length)
             back = self.order.argsort()
             return values[back], self.order[index[back]]
         if not self.keep_grams or self.search is not neighbourhood:
-            return self.search(features, length)
+            return self.search(whole(features), length)
+        features = whole(features)
         mean = features.mean(0)
         towards = (features - mean) @ mean
         values, index = top(self.grams()[layer].clone(), towards, 0, length)
         return values + towards[:, None] + mean @ mean, index
 
 
-def repeated(x: Tensor) -> float:
+def repeated(x: Tensor | Prepared) -> float:
     """The share of items whose features `[N, D]` another item has too, exactly."""
     generator = torch.Generator().manual_seed(0)
-    line = x @ torch.randn(x.shape[1], generator=generator).to(x)
+    direction = torch.randn(x.shape[1], generator=generator).to(x.device, x.dtype)
+    line = torch.cat([rows @ direction for rows in blocks(x)])
     places, order = line.sort()  # equal features stand side by side on any line, and few others do
     close = (places[1:] - places[:-1] <= 1e-5 * places.abs().amax()).nonzero().flatten()
-    equal = close[(x[order[close]] == x[order[close + 1]]).all(1)]
-    return len(torch.cat([equal, equal + 1]).unique()) / len(x)
+    equal = [c[(x[order[c]] == x[order[c + 1]]).all(1)] for c in (close[span] for span in spans(len(close)))]
+    return len(torch.cat([close[:0], *equal, *(e + 1 for e in equal)]).unique()) / len(x)
 
 
 def symmetric_product(z: Tensor, out: Tensor, block: int = 256) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alignlab.alignment.layers import Layers
 from alignlab.metrics import Metric
+from alignlab.metrics.preparation import Prepared, whole
 
 
 class LayerPairs(Protocol):
@@ -46,7 +47,7 @@ class EachPair:
     def __init__(self, x: Layers, y: Layers, metric: Metric, options: dict[str, Any]) -> None:
         self.x, self.y, self.metric, self.options = x, y, metric, options
 
-    def _scores(self, x: list[Tensor], y: list[Tensor]) -> Tensor:
+    def _scores(self, x: list[Tensor | Prepared], y: list[Tensor | Prepared]) -> Tensor:
         rows = [[float(self.metric.core(a, b, **self.options)) for b in y] for a in x]
         out = torch.tensor(rows, dtype=torch.float64)
         if not out.isfinite().all():
@@ -65,7 +66,7 @@ class EachPair:
         if not self.metric.paired:  # which item is which does not matter: nothing changes
             return self._matrix.expand(len(perms), -1, -1)
         inverse = perms.argsort(1)
-        return torch.stack([self._scores([f[moved] for f in self.x.features], self.y.features) for moved in inverse])
+        return torch.stack([self._scores(self.x.rows(moved).features, self.y.features) for moved in inverse])
 
     def subsampled(self, subsets: Tensor) -> Tensor:
         few = [(self.x.rows(s).features, self.y.rows(s).features) for s in subsets]
@@ -86,7 +87,8 @@ class StatePairs:
         score: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
         self.x, self.y, self.states, self.score = x, y, states, score
-        self.states_x, self.states_y = [states[0](f) for f in x.features], [states[1](f) for f in y.features]
+        self.states_x = [states[0](whole(f)) for f in x.features]
+        self.states_y = [states[1](whole(f)) for f in y.features]
 
     def _scores(self, states: list[Tensor]) -> Tensor:
         return torch.stack([torch.stack([self.score(a, b).double() for b in self.states_y]) for a in states])

@@ -91,24 +91,14 @@ def extract(
 
 def _save(spec: Any, folder: Path | None) -> tuple[list[list[int]], str | None]:
     """The layers' shapes, of one tensor or of each layer; and the file that they were written to, if they were."""
-    from alignlab.features.store import SHARD, first_shard, load
-    from alignlab.files import write_tensors
+    from alignlab.features.files import write
+    from alignlab.features.store import shards
 
     if folder is None:
-        part = first_shard(spec)
-        count = min(spec.n, SHARD)
-    else:
-        part = load(spec)
-        count = spec.n
-    layers = {"layers": part} if not isinstance(part, list) else {f"layer.{i:04d}": x for i, x in enumerate(part)}
-    assert all(len(x) == count for x in layers.values())
-    shapes = [[spec.n, *x.shape[1:]] for x in layers.values()]
-    if folder is None:
-        return shapes, None
+        first = next(shards(spec))
+        return [[spec.n, *x.shape[1:]] for x in (first if isinstance(first, list) else [first])], None
     name = re.sub(r"[^\w.+@-]+", "-", spec.model).strip("-") + ".safetensors"
-    about = {"model": spec.model, "checkpoint": spec.checkpoint, "pool": spec.pool, "data": spec.fingerprint}
-    write_tensors(folder / name, layers, about)
-    return shapes, name
+    return write(spec, folder / name), name
 
 
 def _show(screen: Any, result: dict[str, Any]) -> None:

@@ -87,6 +87,7 @@ def read_shards(paths: list[Path]) -> Iterator[Entry | Bad]:
 def _items(path: Path) -> Iterator[tuple[str, dict[str, TarMember]]]:
     """Key -> its members by what follows the first dot, in lower case; neighbours of one key are one item."""
     key, members = "", dict[str, TarMember]()
+    shard = str(path)  # one for all of its members, which may be hundreds of thousands
     try:
         with tarfile.open(path, "r:") as tar:
             while (info := tar.next()) is not None:
@@ -102,7 +103,7 @@ def _items(path: Path) -> Iterator[tuple[str, dict[str, TarMember]]]:
                     yield key, members
                     members = {}
                 key = now
-                member = TarMember(str(path), info.name, info.offset_data, info.size)
+                member = TarMember(shard, info.name, info.offset_data, info.size)
                 members["." + suffix.lower()] = member
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error

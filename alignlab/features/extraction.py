@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from alignlab.data import ImageTextDataset, resize, to_tensor
+from alignlab.features import files
 from alignlab.features.store import Layers, Spec, fill, is_complete, join, load_or_compute
 from alignlab.models.registry import Handle
 from alignlab.progress import Tick, progress
@@ -21,15 +24,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled features of N items: `layers` is float32 `[N, L, D]`, or L tensors `[N, D_l]` where widths differ."""
+    """Pooled features of N items: `layers` is float32 `[N, L, D]`, or L tensors `[N, D_l]` where widths differ.
+
+    Those of a file are numpy arrays that stay on disk.
+    """
 
     name: str
     checkpoint: str
     pool: str
-    layers: Layers
+    layers: Layers | np.ndarray | list[np.ndarray]
 
     def __len__(self) -> int:
-        return len(self.layers) if isinstance(self.layers, Tensor) else len(self.layers[0])
+        return len(self.layers[0]) if isinstance(self.layers, list) else len(self.layers)
 
 
 def handle_of(model: Any) -> Handle:
@@ -63,7 +69,14 @@ def spec_of(handle: Handle, data: ImageTextDataset, pool: str | None) -> Spec:
     )
 
 
-def extract(model: Any, data: ImageTextDataset, *, pool: str | None = None, batch_size: int = 64) -> Features:
+def extract(
+    model: Any,
+    data: ImageTextDataset,
+    *,
+    pool: str | None = None,
+    batch_size: int = 64,
+    file: str | Path | None = None,
+) -> Features:
     """Features of every layer for every item: images for an encoder, each item's first caption for a language model.
 
     `model` is what `load_encoder` or `load_llm` gives (or a `find_encoder` handle, which is loaded only if the store
@@ -73,9 +86,15 @@ def extract(model: Any, data: ImageTextDataset, *, pool: str | None = None, batc
 
     What is computed is kept in the store: a killed run goes on where it stopped, and runs (or the processes of
     `accelerate launch`) that want the same features share the work.
+
+    For sets larger than memory: with `file` the features are written to that safetensors file too, as `alignlab extract
+    --save` does, and those returned lie there (`open_features`); no more than 256 items' are in memory.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    if file is not None:
+        files.write(extract_to_store(model, data, pool=pool, batch_size=batch_size), file)
+        return open_features(file)
     handle = model if isinstance(model, Handle) else handle_of(model)
     spec = spec_of(handle, data, pool)
     if is_complete(spec):  # nothing to compute, so nothing to show
@@ -84,6 +103,15 @@ def extract(model: Any, data: ImageTextDataset, *, pool: str | None = None, batc
         with progress(f"extract {spec.model}", spec.n) as tick:
             layers = load_or_compute(spec, *_shown(handle, data, spec, batch_size, tick), partial(_waiting, spec))
     return Features(spec.model, spec.checkpoint, spec.pool, layers)
+
+
+def open_features(file: str | Path) -> Features:
+    """The features in a file that `extract` or `alignlab extract --save` wrote, mapped from disk: nothing is read yet.
+
+    `align` takes them. Raises ValueError for a file that holds none, FileNotFoundError for one that is not there.
+    """
+    layers, about = files.read(file)
+    return Features(about.get("model", Path(file).stem), about.get("checkpoint", ""), about.get("pool", ""), layers)
 
 
 def extract_to_store(model: Any, data: ImageTextDataset, *, pool: str | None = None, batch_size: int = 64) -> Spec:

@@ -69,21 +69,17 @@ def load_or_compute(
     return join([part for part in parts if part is not None])
 
 
-def load(spec: Spec) -> Layers:
-    """The features of a spec that the store has whole. Raises RuntimeError where it has not, or no longer."""
-    parts = _stored(spec.folder, spec)
-    if any(part is None for part in parts):
-        raise RuntimeError(f"the store lacks features of {spec.model} on {spec.data}; run the command again")
-    return join([part for part in parts if part is not None])
+def shards(spec: Spec) -> Iterator[Layers]:
+    """The features of a spec that the store has whole, a shard after the other.
 
-
-def first_shard(spec: Spec) -> Layers:
-    """The first shard's features, as `load`; they have the shapes of all."""
-    name = _shard_name(0)
-    part = _read(spec.folder / name, _vouched(spec.folder, spec).get(name))
-    if part is None:
-        raise RuntimeError(f"the store lacks features of {spec.model} on {spec.data}; run the command again")
-    return part
+    Raises RuntimeError where it has not, or no longer.
+    """
+    hashes = _vouched(spec.folder, spec)
+    for number in range(len(shard_ranges(spec.n))):
+        part = _read(spec.folder / _shard_name(number), hashes.get(_shard_name(number)))
+        if part is None:
+            raise RuntimeError(f"the store lacks features of {spec.model} on {spec.data}; run the command again")
+        yield part
 
 
 def fill(

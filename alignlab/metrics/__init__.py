@@ -14,7 +14,6 @@ from typing import Any
 
 from alignlab.metrics.cca import pwcca, svcca
 from alignlab.metrics.check import check_metric
-from alignlab.metrics.inputs import prepare
 from alignlab.metrics.kernels import (
     cka,
     distance_correlation,
@@ -38,6 +37,7 @@ from alignlab.metrics.neighbours import (
     second_order_cosine,
 )
 from alignlab.metrics.permutation import PermutationTest, cka_test
+from alignlab.metrics.preparation import prepare
 from alignlab.metrics.procrustes import (
     aligned_cosine,
     angular_shape,

@@ -1,10 +1,10 @@
-"""What every metric asks of its input, and the preparation that the field applies before measuring."""
+"""What every metric asks of its input."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,25 @@ from torch import Tensor
 
 # Relative spread below which a feature is the same for every item; the noise of batched products in float32 is under it.
 SAME = {torch.float32: 1e-5, torch.float64: 1e-10}
+ROWS_AT_ONCE = 4096  # items that are looked at together: their products are summed in float32 before they go to float64
+
+
+class Rows(Protocol):
+    """Features `[N, D]` some items of which can be had at a time: a tensor, or `preparation.Prepared`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+def blocks(x: Rows) -> Iterator[Tensor]:
+    """All items, in order, some at a time."""
+    return (x[span] for span in spans(len(x)))
+
+
+def spans(n: int) -> Iterator[slice]:
+    """The blocks of n items."""
+    return (slice(start, start + ROWS_AT_ONCE) for start in range(0, n, ROWS_AT_ONCE))
 
 
 def as_tensor(x: Tensor | ArrayLike, name: str) -> Tensor:
@@ -65,11 +84,12 @@ def check_count(n: int, name: str) -> None:
         raise ValueError(f"{name} must have 4 items or more, got {n}")
 
 
-def check_finite(t: Tensor, name: str) -> None:
+def check_finite(t: Tensor, name: str, first: int = 0) -> None:
+    """ValueError for no values, nan or inf; `first` is the number of t's first item."""
     if t.numel() == 0:
         raise ValueError(f"{name} is empty, got shape {tuple(t.shape)}")
     if not all(bound.isfinite() for bound in t.aminmax()):  # one pass, and no array of answers
-        item = int((~torch.isfinite(t)).reshape(len(t), -1).any(1).nonzero()[0, 0])
+        item = first + int((~torch.isfinite(t)).reshape(len(t), -1).any(1).nonzero()[0, 0])
         raise ValueError(
             f"{name} must be finite, but item {item} holds nan or inf; leave the item out or extract it again"
         )
@@ -81,66 +101,16 @@ def check_k(k: int, n: int, least: int = 1) -> None:
         raise ValueError(f"k must be an int in [{least}, N-1], got {k} with N={n}")
 
 
-def is_same(x: Tensor, precision: torch.dtype | None = None) -> bool:
+def is_same(x: Rows, precision: torch.dtype | None = None) -> bool:
     """Whether all features `[N, D]` are the same for every item, each next to its own size; a large one hides no other.
 
     `precision` is the dtype that the features were computed in, where x is of a finer one.
     """
-    precision = torch.float64 if precision in (None, torch.float64) and x.dtype == torch.float64 else torch.float32
-    noise = 4 * torch.finfo(precision).eps * max(abs(float(bound)) for bound in x.aminmax())
-    # two items mostly settle it, and spare a look at all of them
-    for rows in (x[:2], x):
-        low, high = rows.aminmax(dim=0)
-        size = torch.maximum(high.abs(), low.abs()) * SAME[precision]
-        if bool((high - low > size.clamp(min=noise)).any()):
-            return False
-    return True
-
-
-@overload
-def prepare(F: Tensor, q: float = 0.95) -> Tensor: ...
-@overload
-def prepare(F: np.ndarray, q: float = 0.95) -> np.ndarray: ...
-@overload
-def prepare(F: Sequence[Tensor], q: float = 0.95) -> list[Tensor]: ...
-def prepare(F: Tensor | np.ndarray | Sequence[Tensor], q: float = 0.95) -> Tensor | np.ndarray | list[Tensor]:
-    """Clamp outliers, then L2-normalise each row: the preparation of the Platonic Representation Hypothesis code.
-
-    Values are clamped to ±(the q-quantile of |F|), taken over the whole array `[N, L, D]` or `[N, D]`; of a list
-    `[N, D_l]` over each layer's array. The quantile is the value at index floor(q n) of the sorted absolute values, as
-    that code has it. q=1 switches clamping off. A row of zeros stays zero.
-
-    Returns what it got (numpy, torch or list) in float32 or more. Raises ValueError for q outside (0, 1], an empty
-    array, nan or inf, and for features so sparse that the quantile is 0.
-
-    >>> prepare(np.array([[3.0, 4.0], [0.0, 2.0]]), q=1)
-    array([[0.6, 0.8],
-           [0. , 1. ]])
-    """
-    if isinstance(F, list | tuple):
-        return [prepare_tensor(as_tensor(f, f"F[{i}]"), q, f"F[{i}]") for i, f in enumerate(F)]
-    out = prepare_tensor(as_tensor(F, "F"), q, "F")
-    return out if isinstance(F, Tensor) else out.numpy()
-
-
-def prepare_tensor(t: Tensor, q: float, name: str) -> Tensor:
-    """`prepare` of one tensor of float32 or more."""
-    if not 0 < q <= 1:
-        raise ValueError(f"q must be in (0, 1], got {q}")
-    check_finite(t, name)
-    if q < 1:
-        limit = _select(t.abs().flatten(), int(q * t.numel()))
-        if limit == 0 and t.any():
-            raise ValueError(
-                f"{name} is 0 in {q:.0%} of its values or more: clamping at that quantile would leave nothing; use q=1"
-            )
-        t = t.clamp(-limit, limit)
-    return torch.nn.functional.normalize(t, dim=-1)
-
-
-def _select(values: Tensor, index: int) -> float:
-    """The value at `index` of the sorted values. Selection, because a sort of 10^8 numbers takes most of a minute."""
-    if values.device.type == "cpu":
-        flat = values.numpy()
-        return float(np.partition(flat, index)[index])
-    return float(values.kthvalue(index + 1).values)
+    low = high = x[:1][0]
+    for rows in blocks(x):
+        least, most = rows.aminmax(dim=0)
+        low, high = torch.minimum(low, least), torch.maximum(high, most)
+    precision = torch.float64 if precision in (None, torch.float64) and low.dtype == torch.float64 else torch.float32
+    size = torch.maximum(high.abs(), low.abs())
+    noise = 4 * torch.finfo(precision).eps * float(size.max())
+    return not bool((high - low > (size * SAME[precision]).clamp(min=noise)).any())

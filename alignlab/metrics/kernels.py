@@ -17,7 +17,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from alignlab.metrics.inputs import check_pair
+from alignlab.metrics.inputs import Rows, blocks, check_pair
+from alignlab.metrics.preparation import Prepared
 from alignlab.metrics.registry import metric
 
 RESI = "Klabunde et al. 2024, ReSi: A Comprehensive Benchmark for Representational Similarity Measures"
@@ -144,7 +145,13 @@ EPS = 1e-6  # in the denominators of the Platonic Representation Hypothesis code
 
 def unit_centre(x: Tensor) -> Tensor:
     """Centred features; rows much shorter than 1 are scaled up first, so that `EPS` does not swamp them."""
-    return centre(x) / min(1.0, float(x.square().sum(1).mean().sqrt()))
+    return centre(x) / _scale(x)
+
+
+def _scale(x: Rows) -> float:
+    """The root mean square length of rows, 1 at most."""
+    squares = sum(float(rows.square().sum(dtype=torch.float64)) for rows in blocks(x))
+    return min(1.0, (squares / len(x)) ** 0.5)
 
 
 def _unit_gram(x: Tensor) -> Tensor:
@@ -399,11 +406,13 @@ def minibatch_cka(
     """
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 8:
         raise ValueError(f"batch must be an int of 8 or more, got {batch}")
-    x, y = check_pair(X, Y)
+    return batched_cka(*check_pair(X, Y), batch=batch, eps=eps, seed=seed)
+
+
+def batched_cka(x: Tensor | Prepared, y: Tensor | Prepared, batch: int = 512, eps: float = EPS, seed: int = 0) -> float:
+    """`minibatch_cka` without checks, of features that may lie on disk."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
-    scales = [
-        min(1.0, float(z.square().sum(1).mean().sqrt())) for z in (x, y)
-    ]  # as in unbiased_cka, one for all batches
+    scales = [_scale(z) for z in (x, y)]  # as in unbiased_cka, one for all batches
     total = torch.zeros(3, dtype=torch.float64, device=x.device)
     batches = order.tensor_split(-(-len(x) // batch))
     for items in batches:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from alignlab.metrics.inputs import as_tensor, check_k, check_pair, is_same
+from alignlab.metrics.inputs import Rows, as_tensor, blocks, check_k, check_pair, is_same
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,15 +171,17 @@ def metric(
     return register
 
 
-def check_rows(x: Tensor, name: str) -> None:
+def check_rows(x: Rows, name: str) -> None:
     """ValueError where an item's feature is all zeros: it has no direction, and no neighbours."""
-    zero = x.norm(dim=1) == 0
-    if zero.any():
-        zero &= ~x.any(1)  # the norm of very small numbers is 0 too
-    if zero.any():
-        raise ValueError(
-            f"{name} has a row of zeros (item {int(zero.nonzero()[0, 0])}); leave the item out or extract it again"
-        )
+    before = 0
+    for rows in blocks(x):
+        zero = rows.norm(dim=1) == 0
+        if zero.any():
+            zero &= ~rows.any(1)  # the norm of very small numbers is 0 too
+        if zero.any():
+            item = before + int(zero.nonzero()[0, 0])
+            raise ValueError(f"{name} has a row of zeros (item {item}); leave the item out or extract it again")
+        before += len(rows)
 
 
 def check_name(name: str) -> str:

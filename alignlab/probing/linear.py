@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from alignlab.features.store import Layers
-from alignlab.metrics.inputs import is_same
+from alignlab.metrics.inputs import as_tensor, is_same
 from alignlab.probing.labels import Label, control
 from alignlab.probing.ridge import RANKS, Predicted, cross_validate, folds_of
 from alignlab.progress import progress
@@ -27,9 +27,11 @@ RESAMPLES = 1000
 STRENGTH = 100.0  # of a logistic probe: 1 / its penalty, for standardised features scaled to a mean square length of 1
 
 
-def split(layers: Layers) -> list[Tensor]:
-    """Features of L layers as a list of `[N, D_l]`."""
-    return list(layers.unbind(1)) if isinstance(layers, Tensor) else list(layers)
+def split(layers: Layers | np.ndarray | list[np.ndarray]) -> list[Tensor]:
+    """Features of L layers, as `extract` gives them, as a list of `[N, D_l]`."""
+    if isinstance(layers, list):
+        return [as_tensor(layer, "layers") for layer in layers]
+    return list(as_tensor(layers, "layers").unbind(1))
 
 
 def draws_of(n: int, seed: int, resamples: int = RESAMPLES) -> Tensor:

@@ -146,12 +146,12 @@ def test_many_items_are_never_held_against_each_other(monkeypatch):
     names = ["mutual_knn", "cka", "unbiased_cka", "jaccard_knn"]
     settings = {"nulls": 5, "resamples": 5, "seed": 3}
     whole = align(x, y, names, **settings)
-    for module, limit in (
-        ("engine.BYTES_AT_ONCE", 1),
-        ("graph_pairs.TABLE_BYTES", 0),
-        ("kernel_pairs.ROWS_AT_ONCE", 100),
+    for name, limit in (
+        ("alignment.engine.BYTES_AT_ONCE", 1),
+        ("alignment.graph_pairs.TABLE_BYTES", 0),
+        ("metrics.inputs.ROWS_AT_ONCE", 100),
     ):
-        monkeypatch.setattr(f"alignlab.alignment.{module}", limit)
+        monkeypatch.setattr(f"alignlab.{name}", limit)
     monkeypatch.setattr("alignlab.metrics.neighbours.ENTRIES_AT_ONCE", 10_000)
     made = []
     monkeypatch.setattr("alignlab.alignment.layers.symmetric_product", lambda *a: made.append(a))
@@ -333,7 +333,7 @@ def test_split_halves_score_what_is_there(features):
     x, y = features
     result = align(x, y, ["cka", "mutual_knn"], k=K, nulls=0, resamples=0, split_half=8, q=1)
     draws = engine._Draws(N, 0, 0, 8, 0, "cpu")
-    a, b = draws.halves[0], draws.halves[1]
+    a, b, *_ = draws.halves
     assert not set(a.tolist()) & set(b.tolist())
     chosen = np.unravel_index(naive("cka", [f[b] for f in x], [f[b] for f in y]).argmax(), (3, 2))
     assert result.metrics["cka"].held_out[0] == pytest.approx(cka(x[chosen[0]][a], y[chosen[1]][a]), rel=1e-6)
