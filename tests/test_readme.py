@@ -348,10 +348,31 @@ def test_the_sentences_about_restoration_are_those_of_the_result_files():
         "pepper",
         "mask",
     }
+    (bare,) = next(row for row in table2["rows"] if row["name"] == "denoise/mae")["evaluations"]
+    told = (
+        f"{bare['misaligned']} of {bare['n']} outputs are misaligned, and it comes to {psnr(bare, 'restored'):.2f} dB where it "
+        f"would come to {psnr(bare, 'told'):.2f}"
+    )
+    assert told in " ".join(README.split())
     experts = {row["name"]: row["evaluations"][0] for row in table3["rows"]}
     best = {how: psnr(experts[f"denoise/{how}"], "restored") for how in ("linear", "mlp", "transformer", "lm4lv")}
     assert min(best, key=best.__getitem__) == "lm4lv"
     assert psnr(experts["rotate/transformer"], "restored") > psnr(experts["rotate/lm4lv"], "restored") + 5
+
+
+def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_files():
+    fig5, photos = (
+        json.loads((ROOT / "reports" / "results" / name / "result.json").read_text())
+        for name in ("fig5", "denoise-photos")
+    )
+    words = " ".join(README.split())
+    done = {row["name"]: row["evaluations"][0] for row in fig5["rows"] if row["status"] == "done"}
+    plain, causal = (done[name]["restored"]["psnr"]["mean"] for name in ("vit-llm", "vit-llm+causal"))
+    assert f"come to {plain:.2f} dB without a causal mask, as the paper has it, and to {causal:.2f} with one" in words
+    assert len(fig5["rows"]) - len(done) == 2  # "two of its rows are not finished"
+    (one,) = photos["results"]
+    assert (one["checkpoint"], one["data"]["name"], one["n"]) == ("denoise-mae-smollm2", "photos", 200)
+    assert f"{one['restored']['psnr']['mean']:.2f} dB from {one['degraded']['psnr']['mean']:.2f}" in words
 
 
 def test_the_sentences_about_copying_are_those_of_the_result_file():
