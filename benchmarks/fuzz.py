@@ -14,6 +14,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -66,7 +67,7 @@ def attack(kind: Kind, inputs: int, seed: int) -> dict[str, Any]:
         try:
             counts[f"exit {try_one(kind, one)}"] += 1
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"[:400]
+            what = re.sub(r"\S*/above/middle/input", "INPUT", f"{type(error).__name__}: {error}"[:400])
             if len(repr(one)) < len(smallest.get(what, "x" * 2_000)):
                 smallest[what] = repr(one)
             raise

@@ -28,6 +28,15 @@ def and_more(count: int) -> str:
     return f" (and {count - 1} more bad item{'s' if count > 2 else ''})" if count > 1 else ""
 
 
+def printable(text: object) -> str:
+    """A name or message in one line: a file may be called anything, line breaks included.
+
+    >>> printable("a\\nb.png")
+    'a\\\\nb.png'
+    """
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in str(text))
+
+
 @dataclass(frozen=True)
 class Item:
     """One image with its captions (at least one, none empty) and whatever else the source says about it."""
@@ -89,7 +98,7 @@ class ImageTextDataset:
         try:
             image = entry.image()
         except ValueError as error:
-            raise ValueError(f"{entry.where}: {error}") from error
+            raise ValueError(printable(f"{entry.where}: {error}")) from error
         return Item(entry.id, image, entry.captions, dict(entry.meta))
 
     def __iter__(self) -> Iterator[Item]:
@@ -159,7 +168,7 @@ class ImageTextDataset:
         if not bad:
             return self
         first = next(iter(bad))
-        complaint = f"{self._entries[first].where}: {bad[first]}{and_more(len(bad))}"
+        complaint = printable(f"{self._entries[first].where}: {bad[first]}{and_more(len(bad))}")
         if not skip_bad:
             raise ValueError(f"{complaint}; {SKIP_BAD}")
         if len(bad) == len(self):

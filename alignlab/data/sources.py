@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.data import named
-from alignlab.data.dataset import SKIP_BAD, Bad, Entry, ImageTextDataset, and_more
+from alignlab.data.dataset import SKIP_BAD, Bad, Entry, ImageTextDataset, and_more, printable
 from alignlab.data.entries import (
     IMAGE_SUFFIXES,
     InFolder,
@@ -83,7 +83,7 @@ def load_dataset(
         else:
             entries.append(found)
     if bad:
-        complaint = f"{opened.where}: {bad[0].id}: {bad[0].reason}{and_more(len(bad))}"
+        complaint = printable(f"{opened.where}: {bad[0].id}: {bad[0].reason}{and_more(len(bad))}")
         if not skip_bad:
             raise ValueError(f"{complaint}; correct it, or {SKIP_BAD}")
         if not entries:
@@ -239,7 +239,7 @@ def _read_csv(path: Path) -> Iterator[Entry | Bad]:
     spoken = [column for column in header if _CAPTION_COLUMN.fullmatch(column)]
     if header and (header.count("image") != 1 or not spoken or len(set(header)) != len(header)):
         wanted = "one column image and one or more of caption, captions, caption_1, caption_2, ..."
-        there = " ".join(", ".join(cells).split())[:300]
+        there = printable(", ".join(cells)[:300])
         raise ValueError(f"{path}: line 1: the header must have {wanted}, each once; it has {there}")
     entries: dict[str, Entry] = {}
     for number, row in rows:

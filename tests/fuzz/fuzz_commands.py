@@ -13,8 +13,8 @@ from alignlab.cli import app
 
 # They reach for a network or a package index before anything else.
 LEFT_OUT = {("models", "fetch"), ("doctor",)}
-# One of these ends any command that has the option before it works; the others have too little to work on.
-POISON = {"--device": "tpu", "--split": "none", "--data": "nowhere/at/all"}
+# These end any command that has the option before it works; the others have too little to work on.
+POISON = {"--device": "tpu", "--split": "none", "--draws": "none"}
 VALUES = (
     *(
         "scenes",
@@ -67,11 +67,10 @@ def lines(draw: st.DrawFn) -> list[str]:
     options = [one for one in COMMANDS[words] if one.param_type_name == "option"]
     given = list(words)
     poison = [option for option in POISON if any(option in one.opts for one in options)]
-    if poison:
-        option = draw(st.sampled_from(poison))
+    for option in poison:
         given += [option, POISON[option]]
     for one in draw(st.lists(st.sampled_from(options or [None]), max_size=4)):
-        if one is None or (poison and option in one.opts):
+        if one is None or any(option in one.opts for option in poison):
             continue
         given.append(draw(st.sampled_from(one.opts)))
         if one.name in ("out", "json_file"):

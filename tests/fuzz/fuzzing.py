@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from alignlab.cli import run
 
-WITHIN = 20.0  # seconds of computing that one input may take
+WITHIN = 60.0  # seconds of computing that one input may take, the first with what it imports
 LONGEST = 2_000  # characters of an answer
 OUT = "out"  # the one folder, in that of an input, where files may appear
 
@@ -52,10 +52,10 @@ def try_one(kind: Kind, given: Any) -> int:
         # Folders above the input's own, so that names that climb out of it land where they are noticed.
         folder = Path(scratch, "above", "middle", "input")
         (folder / OUT).mkdir(parents=True)
-        kind.write(given, folder)
+        with _quiet():
+            kind.write(given, folder)
         before = _listing(Path(scratch), folder / OUT)
-        with _limited(), contextlib.chdir(folder), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _limited(), _inside(folder), _quiet():
             try:
                 status = kind.answer(given, folder)
             except Endless:
@@ -67,6 +67,23 @@ def try_one(kind: Kind, given: Any) -> int:
 
 def _listing(top: Path, but: Path) -> set[str]:
     return {str(path.relative_to(top)) for path in top.rglob("*") if but not in path.parents}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,9 @@ def test_every_input_is_read_or_refused_in_one_line(kind):
     ("kind", "found"),
     [
         ("csv", {"set.csv": b'"\na.png\na.png"\na.png'}),  # a message of several lines
+        # a file that is called so
+        ("jsonl", {"set.jsonl": b'{"image": "a\\nb", "caption": "0"}'}),
+        ("folder", {"a\nb.png": b"no picture", "a\nb.txt": b"a cat"}),
         # torch's reader of pickles, which pops from an empty list
         ("checkpoint: state", Broken("state", 0.0, (), (Damage("flip", 0.0, 1),))),
         # a design whose encoder is no text
