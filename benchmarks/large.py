@@ -175,7 +175,8 @@ def main() -> None:
     rows = [row for row in rows if row["case"] != arguments.only]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     asked = [arguments.only] if arguments.only else KINDS
-    for kind, n in [(kind, n) for kind in asked for n in sizes[kind]]:
+    cases = [(what, count) for what in asked for count in sizes[what]]
+    for kind, n in cases:
         rows.append(case(kind, n, size, arguments.folder))
         print(rows[-1], flush=True)
         rows.sort(key=lambda row: (KINDS.index(row["case"]), row["items"]))
