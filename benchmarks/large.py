@@ -1,6 +1,6 @@
 """Peak memory where sets are large: `align` on features that stay on disk, and the extraction of many images.
 
-    python benchmarks/large.py [--small] [--folder DIR] [--out benchmarks/results/large.json]
+    python benchmarks/large.py [--small] [--only cka] [--folder DIR] [--out benchmarks/results/large.json]
 
 Each case runs in a process of its own, on one thread, on generated data: features of two models that share 16 directions,
 float32 `[N, 1, 256]` in .npy files that are mapped; pictures of 32 x 32 pixels in WebDataset shards of 1,000, each picture
@@ -30,6 +30,7 @@ import numpy as np
 LIMIT_GB = 4.0
 BLOCK = 10_000  # items that are generated at once
 SHARED = 16
+KINDS = ("extract", "cka", "mutual_knn")
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a few thousand items: whether it runs at all")
     parser.add_argument("--folder", type=Path, help="where the generated data goes (10 GB), and is removed again")
+    parser.add_argument("--only", choices=KINDS, help="measure these again, and keep what --out says of the others")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "large.json")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--items", type=int, help=argparse.SUPPRESS)
@@ -168,13 +170,16 @@ def main() -> None:
 
     described = {**environment("cpu"), "threads": 1}
     described.pop("command")
-    cases = [("extract", n) for n in size.pictures] + [("cka", n) for n in size.cka]
-    cases += [("mutual_knn", n) for n in size.knn]
+    sizes = dict(zip(KINDS, (size.pictures, size.cka, size.knn), strict=True))
+    rows = json.loads(arguments.out.read_text())["cases"] if arguments.only else []
+    rows = [row for row in rows if row["case"] != arguments.only]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
+    asked = [arguments.only] if arguments.only else KINDS
+    cases = [(what, count) for what in asked for count in sizes[what]]
     for kind, n in cases:
         rows.append(case(kind, n, size, arguments.folder))
         print(rows[-1], flush=True)
+        rows.sort(key=lambda row: (KINDS.index(row["case"]), row["items"]))
         highest = max(row["peak_GB"] for row in rows)
         result = {"rounds": size.rounds, "limit_GB": LIMIT_GB, "highest_peak_GB": highest, "cases": rows}
         arguments.out.write_text(json.dumps({**result, "environment": described}, indent=1) + "\n")

@@ -181,7 +181,11 @@ class FactorPairs:
         """Of the matrices, `[L, N]`, float64."""
 
         def squares(z: Tensor | Prepared, mean: Tensor) -> Tensor:
-            return torch.cat([(rows - mean).norm(dim=1).double().square() for rows in blocks(z)])
+            # one tensor from the start: small ones, made between blocks and kept, would leave holes that no block fits again
+            out = torch.empty(len(z), dtype=torch.float64, device=z.device)
+            for span in spans(len(z)):
+                out[span] = (z[span] - mean).norm(dim=1).double().square()
+            return out
 
         x, y = (
             torch.stack([squares(z, m) for z, m in zip(side, means, strict=True)])

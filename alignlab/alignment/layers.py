@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from alignlab.metrics.inputs import blocks, spans
+from alignlab.metrics.inputs import spans
 from alignlab.metrics.neighbours import neighbourhood, top
 from alignlab.metrics.preparation import Prepared, some, whole
 
@@ -108,7 +108,9 @@ def repeated(x: Tensor | Prepared) -> float:
     """The share of items whose features `[N, D]` another item has too, exactly."""
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(x.shape[1], generator=generator).to(x.device, x.dtype)
-    line = torch.cat([rows @ direction for rows in blocks(x)])
+    line = torch.empty(len(x), dtype=x.dtype, device=x.device)
+    for span in spans(len(x)):
+        torch.matmul(x[span], direction, out=line[span])
     places, order = line.sort()  # equal features stand side by side on any line, and few others do
     close = (places[1:] - places[:-1] <= 1e-5 * places.abs().amax()).nonzero().flatten()
     equal = [c[(x[order[c]] == x[order[c + 1]]).all(1)] for c in (close[span] for span in spans(len(close)))]
