@@ -87,6 +87,17 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """`contextlib.chdir`, which Python 3.10 has not."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
 def _limited() -> Iterator[None]:
     """`Endless` after so many seconds of this process' own computing, however busy the machine is."""
 
