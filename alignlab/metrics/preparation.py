@@ -17,6 +17,7 @@ from torch import Tensor
 from alignlab.metrics.inputs import as_tensor, blocks, check_finite
 
 VALUES_AT_ONCE = 2**20  # that are looked at together for the quantile: they stay in the processor's cache
+ROWS_APART = 64  # that are read from anywhere in a file before its pages are given back
 DIGIT = 16  # bits of a number that are settled in one pass over all of them
 
 
@@ -123,15 +124,17 @@ def _read(source: np.ndarray | Tensor, rows: slice | Tensor, name: str) -> Tenso
     """Some items of an array as a tensor of float32 or more."""
     if isinstance(source, Tensor):
         return as_tensor(source[rows.to(source.device) if isinstance(rows, Tensor) else rows], name)
+    picked = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
     mapping = _mapping(source)
-    part = source[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
     if mapping is None:
-        return as_tensor(part, name)
-    block = as_tensor(np.array(part, subok=False), name)
-    # Pages that were read count as this process's memory for as long as the system leaves them there; it keeps a copy of
-    # its own of what is soon read again.
-    mapping.madvise(mmap.MADV_DONTNEED)
-    return block
+        return as_tensor(source[picked], name)
+    parts = []
+    # Pages that were read count as this process's memory for as long as the system leaves them there, and with one row it
+    # may map 2 MB around it; it keeps a copy of its own of what is soon read again.
+    for few in [picked] if isinstance(picked, slice) else np.split(picked, range(ROWS_APART, len(picked), ROWS_APART)):
+        parts.append(np.array(source[few], subok=False))
+        mapping.madvise(mmap.MADV_DONTNEED)
+    return as_tensor(np.concatenate(parts), name)
 
 
 def _mapping(array: np.ndarray) -> mmap.mmap | None:

@@ -161,19 +161,24 @@ def test_draws_made_anew_are_those_of_one_stream():
 
 # --- how much memory ---
 
-PEAK = """
-    import resource, sys
+PEAK = r"""
+    import re, sys
+    from pathlib import Path
     import numpy as np
     from alignlab.alignment import align, engine
 
     folder, fits = sys.argv[1:]
+
+    def peak():  # getrusage begins at what the parent had
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
     if fits == "no":
         engine.BYTES_AT_ONCE = 1_000_000
     x, y = (np.load(f"{folder}/{side}.npy", mmap_mode="r") for side in "xy")
     align(x[:9000], y[:9000], ["cka"], nulls=1, resamples=1)  # what torch takes once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     align(x, y, ["cka"], nulls=2, resamples=2, split_half=1)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.nbytes)
+    print((peak() - before) * 1024 / x.nbytes)
 """
 
 
@@ -181,17 +186,18 @@ PEAK = """
 def test_memory_stays_below_a_copy_of_one_side(tmp_path):
     rng = np.random.default_rng(0)
     for side in "xy":
-        np.save(tmp_path / f"{side}.npy", rng.standard_normal((800_000, 1, 32), dtype=np.float32))  # 102 MB
+        np.save(tmp_path / f"{side}.npy", rng.standard_normal((400_000, 1, 128), dtype=np.float32))  # 205 MB
     copies = {}
     for fits in ("no", "yes"):
         command = [sys.executable, "-c", textwrap.dedent(PEAK), str(tmp_path), fits]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         copies[fits] = float(done.stdout.split()[-1])
-    assert copies["no"] < 0.7
+    assert copies["no"] < 0.8
     assert copies["yes"] > 1.5  # so the measure does see copies
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_the_benchmark_runs(tmp_path):
     out = tmp_path / "large.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "large.py"), "--small", "--out", str(out)]
