@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -33,8 +33,20 @@ MEASURE, TRAIN, EVAL, REPRODUCE = (
 )
 
 
+class _Read:
+    """What is read from a file; TypeError where a text is none, or a whole number: they are compared and sorted."""
+
+    def __post_init__(self) -> None:
+        for name, kinds in get_type_hints(type(self)).items():
+            of_interest = kinds in (str, tuple[str, ...], int | None)
+            value = getattr(self, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                if of_interest and not isinstance(one, int | None if kinds == int | None else str):
+                    raise TypeError(f"{name} is {value!r}")
+
+
 @dataclass(frozen=True)
-class Score:
+class Score(_Read):
     """A measured pair: scores `[L_x, L_y]` of one metric. `params` and pools are what a score depends on beside its models."""
 
     encoder: str
@@ -48,7 +60,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Restoration:
+class Restoration(_Read):
     """One trained and measured restorer. `images` it learnt from is None where the file does not say; `value` is None where
     the figure is infinite for every image.
     """

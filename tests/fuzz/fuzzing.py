@@ -52,10 +52,10 @@ def try_one(kind: Kind, given: Any) -> int:
         # Folders above the input's own, so that names that climb out of it land where they are noticed.
         folder = Path(scratch, "above", "middle", "input")
         (folder / OUT).mkdir(parents=True)
-        with _quiet():
+        with quiet():
             kind.write(given, folder)
         before = _listing(Path(scratch), folder / OUT)
-        with _limited(), _inside(folder), _quiet():
+        with _limited(), _inside(folder), quiet():
             try:
                 status = kind.answer(given, folder)
             except Endless:
@@ -70,7 +70,8 @@ def _listing(top: Path, but: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """No warnings inside."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

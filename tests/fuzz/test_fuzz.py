@@ -67,6 +67,21 @@ def test_what_was_found_is_refused(kind, found):
 # What finds it
 
 
+@pytest.mark.parametrize("key", ["task", "images"])
+def test_what_is_no_text_or_number_in_a_correlation_names_its_file(tmp_path, monkeypatch, capsys, key):
+    """They were compared with texts and numbers of other files: a TypeError."""
+    fuzz_results.write_correlated(Changed("none", (), ()), tmp_path)
+    path = tmp_path / "mae" / "result.json"
+    value = json.loads(path.read_text())
+    (value["evaluations"][0] if key == "task" else value["learnt"])[key] = [None]
+    path.write_text(json.dumps(value))
+    monkeypatch.chdir(tmp_path)
+    assert run(["analyse", "correlation", "measure", "mae", "beit", "vqgan", "--out", "out"]) == 2
+    assert f"result.json is no result of `alignlab measure`, `restore train`, `restore eval` or `reproduce`: {key}" in (
+        capsys.readouterr().err
+    )
+
+
 LACKS = ("recipe", "frozen", "learnt", "environment")
 
 
