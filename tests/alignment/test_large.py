@@ -177,7 +177,7 @@ PEAK = r"""
     x, y = (np.load(f"{folder}/{side}.npy", mmap_mode="r") for side in "xy")
     align(x[:9000], y[:9000], ["cka"], nulls=1, resamples=1)  # what torch takes once
     before = peak()
-    align(x, y, ["cka"], nulls=2, resamples=2, split_half=1)
+    align(x, y, ["cka"], nulls=1, resamples=1)
     print((peak() - before) * 1024 / x.nbytes)
 """
 
