@@ -215,21 +215,10 @@ def test_bad_options_of_train_exit_2(command, tmp_path, capsys, arguments, said)
     assert not (tmp_path / "out" / "adapters.safetensors").exists()
 
 
-def test_another_process_than_the_first_writes_and_says_nothing(command, tmp_path, monkeypatch, capsys):
-    def second(device="cpu"):
-        return training.Processes(1, 2)
-
-    monkeypatch.setattr(training, "processes", second)
+def test_processes_that_share_a_training_need_a_folder(command, monkeypatch, capsys):
+    monkeypatch.setattr(training, "processes", lambda device="cpu": training.Processes(1, 2))
     assert run(command()) == 2
     assert "--out is needed under accelerate launch" in capsys.readouterr().err
-    monkeypatch.setattr(fit, "processes", second)
-    monkeypatch.setattr("alignlab.captioning.experiment.processes", second)
-    monkeypatch.setattr(training.Processes, "share", lambda self, value: value)
-    monkeypatch.setattr(training.Processes, "add", lambda self, parameters: None)
-    monkeypatch.setattr(training.Processes, "total", lambda self, values: values)
-    assert run(command("--out", tmp_path, "--json", tmp_path / "too.json")) == 0
-    assert capsys.readouterr().out == ""
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 # --- generate ---

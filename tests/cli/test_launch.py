@@ -39,6 +39,10 @@ def result(folder):
     return json.loads((folder / "result.json").read_text())
 
 
+def files(folder) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if "tfevents" not in path.name}
+
+
 @pytest.fixture(scope="module")
 def photos(blurs):
     return blurs("photos", 22)  # five of them held out: no even share for two or four
@@ -68,6 +72,8 @@ def test_training_and_its_evaluation(training, alone, tmp_path, count):
     )
     assert said.count("written:") == 1  # one of them speaks
     one, together = result(alone), result(tmp_path / "together")
+    assert files(tmp_path / "together") == files(alone)
+    assert len(list((tmp_path / "together" / "logs").iterdir())) == 1  # of the first process alone
     for here, there in zip(together["learnt"]["log"], one["learnt"]["log"], strict=True):
         assert here == pytest.approx(there, rel=1e-5)
     assert len(one["evaluations"]) == 2
@@ -89,8 +95,7 @@ def test_evaluations(alone, photos, tmp_path):
     ):
         assert here["each"]["psnr"] == pytest.approx(there["each"]["psnr"], rel=1e-5)
         assert here["restored"]["psnr"]["mean"] == pytest.approx(there["restored"]["psnr"]["mean"], rel=1e-5)
-    names = {path.name for path in (tmp_path / "alone").iterdir()}
-    assert {path.name for path in (tmp_path / "together").iterdir()} == names
+    assert files(tmp_path / "together") == files(tmp_path / "alone")
 
 
 def test_captions(models, photos, tmp_path):
@@ -99,6 +104,7 @@ def test_captions(models, photos, tmp_path):
     done(*launched(2), *training, "--out", tmp_path / "together")
     done(*ALONE, *training, "--out", tmp_path / "alone")
     here, there = result(tmp_path / "together"), result(tmp_path / "alone")
+    assert files(tmp_path / "together") == files(tmp_path / "alone")
     assert [one["loss"] for one in here["learnt"]["log"]] == pytest.approx(
         [one["loss"] for one in there["learnt"]["log"]], rel=1e-5
     )

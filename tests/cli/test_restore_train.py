@@ -230,21 +230,6 @@ def test_several_processes_need_a_named_folder(command, capsys, monkeypatch):
     assert "--out is needed under accelerate launch" in capsys.readouterr().err
 
 
-def test_another_process_than_the_first_writes_and_says_nothing(command, tmp_path, monkeypatch, capsys):
-    def second(device="cpu"):
-        return training.Processes(1, 2)
-
-    monkeypatch.setattr(training, "processes", second)
-    monkeypatch.setattr(fit, "processes", second)
-    monkeypatch.setattr("alignlab.restoration.experiment.processes", second)
-    monkeypatch.setattr(training.Processes, "share", lambda self, value: value)
-    monkeypatch.setattr(training.Processes, "add", lambda self, parameters: None)
-    monkeypatch.setattr(training.Processes, "total", lambda self, values: values)
-    assert run(command("--out", tmp_path, "--json", tmp_path / "too.json")) == 0
-    assert capsys.readouterr().out == ""
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
 # --- eval ---
 
 
