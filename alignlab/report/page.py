@@ -172,12 +172,12 @@ def _names(value: Any, encoders: dict[str, None], llms: dict[str, None]) -> None
 
 
 def _answer(sections: Sequence[Section]) -> list[str]:
-    """Three sentences at most: how alike, what the language model can do, whether the one predicts the other."""
+    """Three sentences at most: how alike, what the language model can do, whether the one predicts the other and what does it."""
     by_id = {section.id: section.answers for section in sections}
     groups = [
         by_id.get("alignment", []),
         by_id.get("captions", []) + by_id.get("restoration", []),
-        by_id.get("prediction", []),
+        by_id.get("prediction", []) + by_id.get("layers", []),
     ]
     if not any(groups):  # none of the three: what there is says something of itself
         groups = [section.answers for section in sections if section.answers][:3]

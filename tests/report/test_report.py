@@ -157,11 +157,32 @@ def test_encoders_by_language_models_are_a_matrix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["denoise-4000", "reconstruct-scenes", "compute-paper", "table2", "table4", "measure-photos"]
+    "name",
+    [
+        "denoise-4000",
+        "reconstruct-scenes",
+        "compute-paper",
+        "table2",
+        "table4",
+        "measure-photos",
+        "induction",
+        "adapters",
+    ],
 )
 def test_every_kind_of_result_has_an_answer(tmp_path, name):
     write_report([RESULTS / name], tmp_path / "page.html")
     assert re.search(r"Answer [A-Z0-9].{20,}\.", page(tmp_path / "page.html").text)
+
+
+def test_the_answer_says_which_heads_restore(tmp_path):
+    write_report([RESULTS / "induction"], tmp_path / "page.html")
+    groups = {one["group"]: one for one in result("induction")["ablation"]}
+    before, after = (groups[name]["visual"]["mean"] for name in ("none", "text"))
+    drawn = max(x for name, one in groups.items() if name.startswith("random") for x in one["visual"]["rises"])
+    assert (
+        f"the loss of LM4LV goes from {before:.3f} to {after:.3f} (as many random heads raise it by {drawn:.3f} at most)"
+        in page(tmp_path / "page.html").text.partition("Layer by layer")[0]
+    )
 
 
 def test_models_of_plans_are_not_said_to_be_measured(tmp_path):

@@ -59,6 +59,15 @@ def _checkpoint(node: Node, source: Source, made: Section) -> None:
             note=f"The paper, of its models: {'; '.join(paper)}.",
         )
     )
+    for one in where[:1]:
+        found = node["coordinates"][one]
+        ratio, median = (found["trained"][key].number(optional=True) for key in ("ratio", "diagonal_median"))
+        high = found["random"]["diagonal_median"]["high"].number(optional=True)
+        if ratio is not None and high is not None:  # no median is one that is infinite
+            stands = "stands out" if median is None or median > high else "does not stand out"
+            made.answers.append(
+                f"of {name} alpha I makes up {1 - ratio:.1%} of the squares of A = W_out W_in, whose diagonal {stands}"
+            )
     pictures: list[Block] = []
     for picture, what in zip(node["pictures"].each(optional=True), ("entries", "singular values"), strict=False):
         uri = images.whole(picture, source.folder)

@@ -238,3 +238,28 @@ def _induction(source: Source, made: Section) -> None:
     said = node["reading"].texts()
     if said:
         made.blocks.append(Lines(said, kind="reading"))
+    made.answers += _copying(node)
+
+
+def _copying(node: Node) -> list[str]:
+    """Does the language model copy in context, and is it this that restores? A clause, where both were measured."""
+    groups = {group["group"].text(): group for group in node["ablation"].each(optional=True)}
+    if {"none", "text"} <= groups.keys() and "visual" in groups["text"] and "visual" in groups["none"]:
+        before, after = (groups[name]["visual"]["mean"].number() for name in ("none", "text"))
+        drawn = [
+            rise
+            for name, group in groups.items()
+            if name.startswith("random") and "visual" in group
+            for rise in group["visual"]["rises"].numbers()
+            if rise is not None
+        ]
+        most = f" (as many random heads raise it by {number(max(drawn))} at most)" if drawn else ""
+        return [
+            f"without the heads that copy repeated text most, the loss of LM4LV goes from {number(before)} to {number(after)}{most}"
+        ]
+    for one in node["text"].each():
+        first, second = (one["copying"][time]["mean"].number() for time in ("first", "second"))
+        return [
+            f"a text of random tokens costs {one['llm'].text()} {number(first, 2)} nats a token, repeated {number(second, 2)}"
+        ]
+    return []
