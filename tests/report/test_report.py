@@ -102,6 +102,14 @@ def test_everything_that_is_committed_makes_one_page(tmp_path):
     assert table4["rows"][0]["gallery"]["truth"][0] in html.text
 
 
+def test_the_committed_page_is_of_the_committed_results():
+    text = (RESULTS.parent / "embedded.html").read_text()
+    for path in RESULTS.glob("*/result.json"):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in text, (
+            f"make reports/embedded.html anew: {path.parent.name}"
+        )
+
+
 def test_runs_that_are_not_finished_are_gaps(tmp_path):
     def change(value):
         value["rows"][1] = {"name": "deblur", "status": "missing", "task": "deblur"}
