@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -14,16 +15,21 @@ from alignlab import training
 from alignlab.files import read_saved, whole, write_tensors
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """What the system does to writers of more than 20,000 bytes: as a full disk, for this process alone."""
+    """What the system does to writers of more than 20,000 bytes: as a full disk, for this process alone.
+
+    Around the write and nothing else: pytest's own output may go to a file that is already larger.
+    """
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 LARGE = {"weight": torch.zeros(100_000)}
@@ -54,23 +60,23 @@ def test_what_fails_leaves_the_old_file(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_full_disk_is_said_whichever_library_writes(tmp_path, full_disk):
+def test_a_full_disk_is_said_whichever_library_writes(tmp_path):
     for name, write in (
         ("tensors", lambda path: write_tensors(path, LARGE)),
         ("state", lambda path: training._save(path, LARGE)),
     ):
-        with pytest.raises(OSError, match=r"cannot .* \((No space left on device|File too large)\); ") as error:
+        said = r"cannot .* \((No space left on device|File too large)\); "
+        with pytest.raises(OSError, match=said) as error, full_disk():
             write(tmp_path / name)
         assert error.value.filename == str(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_keeps_the_last_state_of_a_training(tmp_path, full_disk):
+def test_a_full_disk_keeps_the_last_state_of_a_training(tmp_path):
     path = tmp_path / "state.pt"
     training._save(path, {"step": 1})
-    with pytest.raises(
-        OSError, match=r"cannot keep the training's state .*; free some space .*; the last state is kept"
-    ):
+    said = r"cannot keep the training's state .*; free some space .*; the last state is kept"
+    with pytest.raises(OSError, match=said), full_disk():
         training._save(path, LARGE)
     assert read_saved(path) == {"step": 1}
 
