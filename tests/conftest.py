@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,16 @@ from typing import Any
 import pytest
 import small
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several side by side: two threads each would fight for the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def alignlab_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder of this session's own: shared by its tests, never the user's."""
-    home = tmp_path_factory.mktemp("alignlab-home")
+    """A cache folder of this session's own: shared by its tests and processes, never the user's."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "alignlab-home"
+    home.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNLAB_HOME", str(home))
         yield home

@@ -5,6 +5,7 @@ Commands are run as they stand, but for trainings and measurements of many image
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import shutil
@@ -57,6 +58,8 @@ def place(tmp_path_factory, blurs, small_llm):
     """A folder with what the pages speak of: pictures, a model, and the results of earlier commands."""
     from alignlab.cli import run
     from alignlab.models import weights
+    from alignlab.pretrain.pool import PoolConfig
+    from alignlab.restoration import batches
 
     try:
         weights.fetch(weights.SMOLLM2)
@@ -68,12 +71,13 @@ def place(tmp_path_factory, blurs, small_llm):
     shutil.copytree(ROOT / "reports" / "results", folder / "reports" / "results")
     Image.new("RGB", (64, 64), "teal").save(folder / "noisy.png")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert run(shlex.split(f"restore train --task denoise --out runs/denoise {TINY_TRAINING}")) == 0
-    shutil.copytree(
-        folder / "runs" / "denoise", folder / "runs" / "rotate"
-    )  # a second checkpoint is all that is wanted
-    return folder
+        patch.setattr(batches, "PoolConfig", functools.partial(PoolConfig, count=32))  # rendering 12,000 takes minutes
+        with pytest.MonkeyPatch.context() as there:
+            there.chdir(folder)
+            assert run(shlex.split(f"restore train --task denoise --out runs/denoise {TINY_TRAINING}")) == 0
+        # A second checkpoint is all that is wanted.
+        shutil.copytree(folder / "runs" / "denoise", folder / "runs" / "rotate")
+        yield folder
 
 
 def commands(page: Path) -> list[str]:

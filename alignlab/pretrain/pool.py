@@ -24,6 +24,7 @@ from alignlab.data import ImageTextDataset, load_dataset
 from alignlab.data.render import render
 from alignlab.data.scenes import sample_scene
 from alignlab.paths import home
+from alignlab.progress import progress
 
 HOLD_OUT = 5
 
@@ -64,19 +65,20 @@ def held_out(data: ImageTextDataset) -> list[int]:
     return [i for i in range(len(data)) if i % HOLD_OUT == 0]
 
 
-def _fill(path: Path, parts: Iterator[np.ndarray], config: PoolConfig, count: int) -> None:
-    unfinished = path.with_suffix(".tmp")
+def _fill(path: Path, parts: Iterator[np.ndarray], config: PoolConfig, label: str) -> None:
+    unfinished, count = path.with_suffix(".tmp"), config.count
     shape = (count, config.size, config.size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     try:
         # Written, not mapped: a full disk is then an error that can be told, not a signal that kills.
-        with open(unfinished, "wb") as out:
+        with open(unfinished, "wb") as out, progress(label, count, "pictures") as tick:
             np.lib.format.write_array_header_1_0(out, header)
             at = 0
             for part in parts:
                 part = part.reshape(-1, *shape[1:])[: count - at]
                 out.write(np.ascontiguousarray(part).tobytes())
                 at += len(part)
+                tick(at)
         os.replace(unfinished, path)
     except OSError as error:
         reason = (
@@ -115,7 +117,7 @@ def _make(path: Path, data: ImageTextDataset | None, config: PoolConfig) -> None
             times = -(-config.count // len(indices))
             make = partial(_photo_crops, data=data, times=times, config=config)
             parts = workers.map(make, indices, chunksize=8)
-        _fill(path, parts, config, config.count)
+        _fill(path, parts, config, "render training scenes" if data is None else f"crop {data.name}")
     finally:
         workers.shutdown(cancel_futures=True)
 
