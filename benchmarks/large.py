@@ -3,10 +3,10 @@
     python benchmarks/large.py [--small] [--only cka] [--folder DIR] [--out benchmarks/results/large.json]
 
 Each case runs in a process of its own, on one thread, on generated data: features of two models that share 16 directions,
-float32 `[N, 1, 256]` in .npy files that are mapped; pictures of 32 x 32 pixels in WebDataset shards of 1,000, each picture
-another, read by an encoder of two layers that averages them. Prints the peak of each process (what Linux counts as resident,
-mapped pages too) and, of extraction, what was resident at its first, middle and last batch. Seconds are those of one run, on
-a machine that does other things too.
+float32 `[N, 1, 256]` in .npy files that are mapped; pictures of 32 x 32 pixels, each another, in WebDataset shards of 1,000 or
+(extract_hf) Parquet files such as the hub's, read by an encoder of two layers that averages them. Prints the peak of each
+process (what Linux counts as resident, mapped pages too) and, of extraction, what was resident at its first, middle and last
+batch. Seconds are those of one run, on a machine that does other things too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ import numpy as np
 LIMIT_GB = 4.0
 BLOCK = 10_000  # items that are generated at once
 SHARED = 16
-KINDS = ("extract", "cka", "mutual_knn")
+SHARD = 1000  # pictures in a file
+KINDS = ("extract", "extract_hf", "cka", "mutual_knn")
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,41 @@ def generate(folder: Path, n: int, width: int) -> None:
             array[start : start + count, 0] = shared @ mix + 2 * noise
 
 
-def generate_pictures(folder: Path, n: int) -> None:
-    """Shards of 1,000 JPEG files with captions."""
+def pictures(start: int, n: int) -> list[tuple[bytes, str]]:
+    """JPEG files with captions, numbers `start` to `start + n`."""
     from PIL import Image
 
-    rng = np.random.default_rng(0)
-    for start in range(0, n, 1000):
-        with tarfile.open(folder / f"{start // 1000:05d}.tar", "w") as tar:
-            for i in range(start, min(start + 1000, n)):
-                coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-                coded = io.BytesIO()
-                Image.fromarray(coarse.repeat(8, 0).repeat(8, 1)).save(coded, "JPEG")
-                for suffix, content in (("jpg", coded.getvalue()), ("txt", f"picture number {i}".encode())):
+    rng = np.random.default_rng(start)
+    found = []
+    for i in range(start, start + n):
+        coded = io.BytesIO()
+        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse.repeat(8, 0).repeat(8, 1)).save(coded, "JPEG")
+        found.append((coded.getvalue(), f"picture number {i}"))
+    return found
+
+
+def generate_shards(folder: Path, n: int) -> None:
+    """WebDataset shards of 1,000 pictures."""
+    for start in range(0, n, SHARD):
+        with tarfile.open(folder / f"{start // SHARD:05d}.tar", "w") as tar:
+            for i, (coded, caption) in enumerate(pictures(start, min(SHARD, n - start)), start):
+                for suffix, content in (("jpg", coded), ("txt", caption.encode())):
                     info = tarfile.TarInfo(f"{i:08d}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
+
+
+def generate_parquet(folder: Path, n: int) -> None:
+    """The Parquet files of a set of the hub, 1,000 pictures in each."""
+    import datasets
+
+    kinds = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    for start in range(0, n, SHARD):
+        rows = pictures(start, min(SHARD, n - start))
+        columns = {"image": [{"bytes": c, "path": None} for c, _ in rows], "caption": [text for _, text in rows]}
+        part = datasets.Dataset.from_dict(columns, features=kinds)
+        part.to_parquet(folder / f"train-{start // SHARD:05d}.parquet")
 
 
 def resident_gb() -> float:
@@ -101,7 +122,7 @@ def measure_align(folder: Path, n: int, size: Size, metric: str) -> dict[str, An
     return {"width": size.width, "features_GB": round((x.nbytes + y.nbytes) / 1e9, 2), **found}
 
 
-def measure_extract(folder: Path, n: int, size: Size, metric: str) -> dict[str, Any]:
+def measure_extract(folder: Path, n: int, source: str) -> dict[str, Any]:
     import torch
 
     import alignlab as al
@@ -117,8 +138,9 @@ def measure_extract(folder: Path, n: int, size: Size, metric: str) -> dict[str, 
             return torch.stack([p.flatten(1)[:, :48] for p in pooled], 1)
 
     os.environ["ALIGNLAB_HOME"] = str(folder / "home")
+    os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
     before = resident_gb()
-    data = al.load_dataset(str(folder))
+    data = al.load_dataset(f"hf:{folder}" if source == "hf" else str(folder))
     listed = resident_gb()
     features = al.extract(Averages(), data, file=folder / "features.safetensors")
     assert features.layers.shape == (n, 2, 48)
@@ -134,7 +156,9 @@ def case(kind: str, n: int, size: Size, where: Path | None) -> dict[str, Any]:
     """One case in a process of its own."""
     with tempfile.TemporaryDirectory(dir=where) as scratch:
         if kind == "extract":
-            generate_pictures(Path(scratch), n)
+            generate_shards(Path(scratch), n)
+        elif kind == "extract_hf":
+            generate_parquet(Path(scratch), n)
         else:
             generate(Path(scratch), n, size.width)
         small = ["--small"] if size is SMALL else []
@@ -151,7 +175,10 @@ def run_case(kind: str, n: int, size: Size, folder: Path) -> None:
     import alignlab.features  # noqa: F401  # imports are not what is timed
 
     start, began = resident_gb(), time.perf_counter()
-    found = (measure_extract if kind == "extract" else measure_align)(folder, n, size, kind)
+    if kind.startswith("extract"):
+        found = measure_extract(folder, n, kind.removeprefix("extract").removeprefix("_"))
+    else:
+        found = measure_align(folder, n, size, kind)
     seconds = time.perf_counter() - began
     used = resource.getrusage(resource.RUSAGE_SELF)
     times = {"seconds": round(seconds, 1), "cpu_seconds": round(used.ru_utime + used.ru_stime, 1)}
@@ -179,7 +206,7 @@ def main() -> None:
 
     described = {**environment("cpu"), "threads": 1}
     described.pop("command")
-    sizes = dict(zip(KINDS, (size.pictures, size.cka, size.knn), strict=True))
+    sizes = dict(zip(KINDS, (size.pictures, size.pictures, size.cka, size.knn), strict=True))
     rows = json.loads(arguments.out.read_text())["cases"] if arguments.only else []
     rows = [row for row in rows if row["case"] != arguments.only]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

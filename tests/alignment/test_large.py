@@ -199,7 +199,7 @@ def test_the_benchmark_runs(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads(out.read_text())["cases"]
-    assert [row["case"] for row in rows] == ["extract", "cka", "mutual_knn"]
+    assert [row["case"] for row in rows] == ["extract", "extract_hf", "cka", "mutual_knn"]
     assert all(0.1 < row["peak_GB"] < 4 for row in rows)
 
 
