@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import signature
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.alignment.graph_pairs import GraphPairs, OverlapPairs, SecondOrderPairs
-from alignlab.alignment.kernel_pairs import FactorPairs, KernelPairs
+from alignlab.alignment.draws import Drawn, Draws
+from alignlab.alignment.graph_pairs import GRAPHS, GraphPairs, OverlapPairs, SecondOrderPairs
+from alignlab.alignment.kernel_pairs import FORMS, FactorPairs, KernelPairs
 from alignlab.alignment.layers import Layers, repeated
-from alignlab.alignment.pairs import EachPair, LayerPairs, StatePairs
+from alignlab.alignment.pairs import STATES, EachPair, LayerPairs, StatePairs
 from alignlab.alignment.result import Alignment, Best, MetricResult
-from alignlab.metrics import Metric, check_name, kernels, neighbours
-from alignlab.metrics.cca import components, correlation
-from alignlab.metrics.inputs import check_count, check_k, is_same
+from alignlab.alignment.settings import LISTS, check_sizes, choose_approximations, chosen, settle
+from alignlab.metrics import Metric, kernels, neighbours
+from alignlab.metrics.inputs import check_count, is_same
 from alignlab.metrics.permutation import LEAST, feature_moments, kernel_moments, pearson3_p, permutation_moments
 from alignlab.metrics.preparation import Prepared, as_source, prepared, whole
-from alignlab.metrics.procrustes import (
-    aligned,
-    nuclear,
-    right_angles,
-    shape,
-    shape_cosine,
-    squares_apart,
-    unit_shape,
-    wide,
-)
-from alignlab.metrics.registry import REGISTRY, check_rows
-from alignlab.metrics.regression import predictable, share_within, targets
-from alignlab.metrics.rsa import RSA
+from alignlab.metrics.registry import check_rows
 from alignlab.progress import Tick, progress
 
 # What the matrices of one group of layers may take; more layers are done group by group. And what prepared features may
@@ -51,39 +38,6 @@ COPIES = 3  # of features, where a metric works on whole layers: prepared, shuff
 MOMENTS_UP_TO = 5_000  # items, for the closed-form p-value beside the shuffles': it costs N^2 D or N^3
 CHUNK = 64  # permutations or subsets between two signs of progress; of what is done one by one, a few
 FEW = 4
-ENTRIES_AT_ONCE = 2**24  # of the permutations or subsets in a chunk: with a million items they are 8 MB each
-
-FORMS = {
-    "cka": kernels.CKA,
-    "unbiased_cka": kernels.UNBIASED_CKA,
-    "rbf_cka": kernels.RBF_CKA,
-    "rsa": RSA,
-    "distance_correlation": kernels.DISTANCE_CORRELATION,
-    "rsm_difference": kernels.RSM_DIFFERENCE,
-    "eigenspace_overlap": kernels.EIGENSPACE_OVERLAP,
-    "gulp": kernels.GULP,
-}
-# From the neighbours a, b `[N, k]` of both and their inner products u, v to a score.
-GRAPHS: dict[str, Callable[..., Tensor]] = {
-    "cycle_knn": lambda a, u, b, v, k: neighbours.cycle(a, b).double().mean(),
-    "lcs_knn": lambda a, u, b, v, k: neighbours.common_subsequence(a, b).double().mean(),
-    "edit_distance_knn": lambda a, u, b, v, k: 1 - neighbours.edits(a, b).double().mean() / k,
-    "rank_similarity": lambda a, u, b, v, k: neighbours.ranks_alike(a, b).mean(),
-    "joint_rank_knn": lambda a, u, b, v, k: neighbours.joint_rank(a, b).mean(),
-    "cknna": lambda a, u, b, v, k, eps=kernels.EPS: neighbours.neighbour_kernels(a, u.double(), b, v.double(), eps),
-}
-# What is computed of a layer of x alone, of one of y, and how the two are scored.
-STATES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "svcca": (components, components, correlation),
-    "procrustes": (unit_shape, unit_shape, shape_cosine),
-    "angular_shape": (unit_shape, unit_shape, lambda a, b: right_angles(shape_cosine(a, b))),
-    "size_and_shape": (shape, shape, lambda a, b: squares_apart(a, b, nuclear(a, b), distance=False)),
-    "aligned_cosine": (wide, wide, aligned),
-    "linear_fit": (targets, predictable, share_within),
-}
-# Metrics that read the lists of neighbours which an index may find, and where ties matter.
-LISTS = ("mutual_knn", "jaccard_knn", *GRAPHS)
-APPROXIMATIONS = ("faiss", "minibatch")
 
 
 def align(
@@ -137,7 +91,7 @@ def align(
     >>> round(result.best("cka").score, 4), result.best("cka").p
     (1.0, 0.05)
     """
-    entries = _entries(metrics)
+    entries = chosen(metrics)
     for name, value in (("nulls", nulls), ("resamples", resamples), ("split_half", split_half), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
             raise ValueError(f"{name} must be a whole number, 0 or more, got {value}")
@@ -158,7 +112,7 @@ def align(
         raise ValueError(f"x and y must have the same items, got {n} and {len(given[1][0])}")
     x_layers, y_layers = _held(given)
     check_sizes(entries, settings, n, halves=bool(resamples or split_half))
-    draws = _Draws(n, nulls, resamples, split_half, seed, device)
+    draws = Draws(n, nulls, resamples, split_half, seed, device)
 
     notes, kept = [], []
     for name, given, layers, dtypes in (("x", x, x_layers, precision[0]), ("y", y, y_layers, precision[1])):
@@ -236,106 +190,9 @@ def _warnings(results: Mapping[str, MetricResult], sides: _Sides, kept: list[lis
     return notes
 
 
-def check_sizes(entries: Iterable[Metric], settings: Mapping[str, Mapping[str, Any]], n: int, halves: bool) -> None:
-    """ValueError where n items, or half of them, are too few."""
-    if halves and n < 8:
-        raise ValueError(f"halves of {n} items are too few to measure; use resamples=0 without split_half, or 8 items")
-    for m in entries:
-        if "k" not in m.options:
-            continue
-        k = settings[m.name]["k"]
-        check_k(k, n)
-        if halves and k > n // 2 - 1:
-            raise ValueError(
-                f"k must be at most {n // 2 - 1} for halves of N={n} items, got {k}; "
-                "lower k, add items, or do without resamples and splits"
-            )
-
-
 def memory() -> int:
     """Bytes of main memory that this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-class _Draws:
-    """Which items are shuffled where, and which are left out: the same for every metric."""
-
-    def __init__(self, n: int, nulls: int, resamples: int, splits: int, seed: int, device: str) -> None:
-        rng = np.random.default_rng(seed)
-        half = n // 2
-        self.seed = seed
-        self.perms = _Drawn(rng, n, nulls, [slice(n)], device)
-        self.subsets = _Drawn(rng, n, resamples, [slice(half)], device)
-        self.halves = _Drawn(rng, n, splits, [slice(half), slice(half, 2 * half)], device)
-        self.half_perms = _Drawn(rng, half, 2 * splits, [slice(half)], device)
-
-    @property
-    def total(self) -> int:
-        return 1 + len(self.perms) + len(self.subsets) + len(self.halves)
-
-
-class _Drawn:
-    """`count` orders of n items at random, or `parts` of each, made anew whenever they are gone through.
-
-    Kept, the 200 permutations of a million items would take more memory than the work on them.
-    """
-
-    def __init__(self, rng: np.random.Generator, n: int, count: int, parts: list[slice], device: str) -> None:
-        self.n, self.count, self.parts, self.device = n, count, parts, device
-        self._rng = copy.deepcopy(rng)
-        for _ in range(count):  # what is drawn next from the same stream comes after these
-            rng.permutation(n)
-
-    def __len__(self) -> int:
-        return self.count * len(self.parts)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        rng = copy.deepcopy(self._rng)
-        for _ in range(self.count):
-            order = torch.from_numpy(rng.permutation(self.n)).to(self.device)
-            yield from (order[part] for part in self.parts)
-
-    def chunks(self, size: int) -> Iterator[Tensor]:
-        """`[C, m]`, C of `size` or less."""
-        each = iter(self)
-        while some := list(islice(each, max(1, min(size, ENTRIES_AT_ONCE // self.n)))):
-            yield torch.stack(some)
-
-
-def _entries(metrics: Sequence[str]) -> list[Metric]:
-    if isinstance(metrics, str):
-        raise ValueError(f"metrics must be a list of names, got {metrics!r}; write [{metrics!r}]")
-    if not metrics:
-        raise ValueError("metrics is empty; name one metric at least")
-    return [REGISTRY[check_name(name)] for name in dict.fromkeys(metrics)]
-
-
-def settle(metric: Metric, k: int, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the metric is called with: its defaults, k, and the caller's options."""
-    given = dict(options.get(metric.name, {}))
-    known = {name: value for name, value in metric.options.items() if name != "distance"}  # align keeps scores
-    unknown = set(given) - set(known)
-    if unknown:
-        listed = ", ".join(known) or "none"
-        raise ValueError(f"{metric.name} has no option {', '.join(sorted(unknown))} here; its options: {listed}")
-    return {**known, **({"k": k} if "k" in known else {}), **given}
-
-
-def choose_approximations(approximate: str | Sequence[str] | None, entries: list[Metric]) -> dict[str, str]:
-    """Which metric is approximated how; ValueError for what applies to none of them."""
-    chosen = {}
-    for name in (approximate,) if isinstance(approximate, str) else approximate or ():
-        if name not in APPROXIMATIONS:
-            raise ValueError(f"approximate must be among {', '.join(APPROXIMATIONS)}, got {name!r}")
-        if name == "faiss":
-            able = [m.name for m in entries if m.name in LISTS]
-        else:
-            able = [m.name for m in entries if m.name == "unbiased_cka"]
-        if not able:
-            what = "a metric of neighbours" if name == "faiss" else "unbiased_cka"
-            raise ValueError(f"approximate={name!r} is for {what}, got metrics {', '.join(m.name for m in entries)}")
-        chosen.update(dict.fromkeys(able, name))
-    return chosen
 
 
 def _layers(features: Any, name: str, q: float, device: str) -> list[Prepared]:
@@ -383,7 +240,7 @@ def _shared(
     x: list[Tensor | Prepared],
     y: list[Tensor | Prepared],
     kept: list[list[int]],
-    draws: _Draws,
+    draws: Draws,
     approximations: Mapping[str, str],
 ) -> _Sides | None:
     if not kept[0] or not kept[1]:
@@ -409,7 +266,7 @@ def _matrix_bytes(layers: Layers) -> int:
     return layers.n**2 * layers.features[0].dtype.itemsize * 2
 
 
-def _narrow(form: kernels.Form, x: Layers, y: Layers, draws: _Draws) -> bool:
+def _narrow(form: kernels.Form, x: Layers, y: Layers, draws: Draws) -> bool:
     """Whether factors `[N, r]` cost less than matrices `[N, N]`, in multiplications; so do matrices that do not fit."""
     if form.factor is None:
         return False
@@ -425,7 +282,7 @@ def _narrow(form: kernels.Form, x: Layers, y: Layers, draws: _Draws) -> bool:
 
 
 def _builder(
-    metric: Metric, settings: dict[str, Any], sides: _Sides, draws: _Draws
+    metric: Metric, settings: dict[str, Any], sides: _Sides, draws: Draws
 ) -> tuple[Callable[[Layers, Layers], LayerPairs], int]:
     """How layer pairs are measured, and how many layers of a side at once."""
     everything = max(len(sides.x), len(sides.y))
@@ -494,7 +351,7 @@ def _measure(
     sides: _Sides | None,
     kept: list[list[int]],
     counts: tuple[int, int],
-    draws: _Draws,
+    draws: Draws,
     tick: Tick,
 ) -> MetricResult:
     ceiling = metric.ceiling_of(settings)
@@ -527,7 +384,7 @@ def _measure(
         done = 1
 
         def rounds(
-            run: Callable[[Tensor], Tensor], draw: _Drawn, g: int = g, pairs: LayerPairs = pairs
+            run: Callable[[Tensor], Tensor], draw: Drawn, g: int = g, pairs: LayerPairs = pairs
         ) -> Iterator[tuple[slice, np.ndarray]]:
             nonlocal done
             start = 0
@@ -592,7 +449,7 @@ def _pair_p(best: Best, sides: _Sides, kept: list[list[int]]) -> float:
 
 
 def _held_out(
-    build: Callable[[Layers, Layers], LayerPairs], sides: _Sides, halves: np.ndarray, draws: _Draws
+    build: Callable[[Layers, Layers], LayerPairs], sides: _Sides, halves: np.ndarray, draws: Draws
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each half's score of the pair that was best on the other half, and the same with its items shuffled."""
     scores, nulls = np.zeros(len(halves)), np.zeros(len(halves))

@@ -9,8 +9,19 @@ import torch
 from torch import Tensor
 
 from alignlab.alignment.layers import Layers
+from alignlab.metrics import kernels, neighbours
 from alignlab.metrics.neighbours import overlap, second_order
 from alignlab.metrics.preparation import some, whole
+
+# From the neighbours a, b `[N, k]` of both and their inner products u, v to a score.
+GRAPHS: dict[str, Callable[..., Tensor]] = {
+    "cycle_knn": lambda a, u, b, v, k: neighbours.cycle(a, b).double().mean(),
+    "lcs_knn": lambda a, u, b, v, k: neighbours.common_subsequence(a, b).double().mean(),
+    "edit_distance_knn": lambda a, u, b, v, k: 1 - neighbours.edits(a, b).double().mean() / k,
+    "rank_similarity": lambda a, u, b, v, k: neighbours.ranks_alike(a, b).mean(),
+    "joint_rank_knn": lambda a, u, b, v, k: neighbours.joint_rank(a, b).mean(),
+    "cknna": lambda a, u, b, v, k, eps=kernels.EPS: neighbours.neighbour_kernels(a, u.double(), b, v.double(), eps),
+}
 
 TABLE_BYTES = 500_000_000  # of the table of y's edges; with more items neighbour lists are compared instead
 

@@ -11,12 +11,25 @@ import torch
 from torch import Tensor
 
 from alignlab.alignment.layers import Layers
+from alignlab.metrics import kernels
 from alignlab.metrics.inputs import blocks, spans
 from alignlab.metrics.kernels import Form, unbiased
 from alignlab.metrics.preparation import Prepared, whole
+from alignlab.metrics.rsa import RSA
 
 BLOCK = 32  # rows of a matrix that are multiplied at once: what is gathered for them stays in the processor's cache
 TOGETHER = 8  # permutations that are gathered at once
+
+FORMS = {
+    "cka": kernels.CKA,
+    "unbiased_cka": kernels.UNBIASED_CKA,
+    "rbf_cka": kernels.RBF_CKA,
+    "rsa": RSA,
+    "distance_correlation": kernels.DISTANCE_CORRELATION,
+    "rsm_difference": kernels.RSM_DIFFERENCE,
+    "eigenspace_overlap": kernels.EIGENSPACE_OVERLAP,
+    "gulp": kernels.GULP,
+}
 
 
 class KernelPairs:

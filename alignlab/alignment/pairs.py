@@ -16,7 +16,29 @@ from torch import Tensor
 
 from alignlab.alignment.layers import Layers
 from alignlab.metrics import Metric
+from alignlab.metrics.cca import components, correlation
 from alignlab.metrics.preparation import Prepared, whole
+from alignlab.metrics.procrustes import (
+    aligned,
+    nuclear,
+    right_angles,
+    shape,
+    shape_cosine,
+    squares_apart,
+    unit_shape,
+    wide,
+)
+from alignlab.metrics.regression import predictable, share_within, targets
+
+# What is computed of a layer of x alone, of one of y, and how the two are scored.
+STATES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "svcca": (components, components, correlation),
+    "procrustes": (unit_shape, unit_shape, shape_cosine),
+    "angular_shape": (unit_shape, unit_shape, lambda a, b: right_angles(shape_cosine(a, b))),
+    "size_and_shape": (shape, shape, lambda a, b: squares_apart(a, b, nuclear(a, b), distance=False)),
+    "aligned_cosine": (wide, wide, aligned),
+    "linear_fit": (targets, predictable, share_within),
+}
 
 
 class LayerPairs(Protocol):

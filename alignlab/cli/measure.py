@@ -68,7 +68,7 @@ def measure(
 
     Example: alignlab measure --encoder mae --encoder beit --data my-photos/ --out runs/mine
     """
-    from alignlab.alignment.engine import choose_approximations, settle
+    from alignlab.alignment.settings import choose_approximations, settle
     from alignlab.cli.common import check_writable, console, laboratory, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.metrics.registry import REGISTRY, check_name

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from alignlab.alignment import Alignment, align, engine
+from alignlab.alignment.draws import Draws
 from alignlab.alignment.graph_pairs import OverlapPairs
 from alignlab.alignment.kernel_pairs import FactorPairs, KernelPairs
 from alignlab.alignment.layers import Layers, repeated, symmetric_product
 from alignlab.alignment.pairs import LayerPairs
+from alignlab.alignment.settings import settle
 from alignlab.metrics import NAMES, cka, mutual_knn, prepare
 from alignlab.metrics.registry import REGISTRY
 
@@ -40,7 +42,7 @@ def naive(name: str, x: list[torch.Tensor], y: list[torch.Tensor], **options: ob
 def routes(name: str, x: list[torch.Tensor], y: list[torch.Tensor]) -> list[LayerPairs]:
     """Every way in which the engine may compute a metric."""
     entry = REGISTRY[name]
-    settings = engine.settle(entry, K, {})
+    settings = settle(entry, K, {})
     sides = [Layers(x, keep_grams=True), Layers(y, keep_grams=True)]
     plain = [Layers(x), Layers(y)]
     if name in engine.FORMS:
@@ -49,14 +51,14 @@ def routes(name: str, x: list[torch.Tensor], y: list[torch.Tensor]) -> list[Laye
         if form.factor is not None and max(f.shape[1] for f in (*x, *y)) < len(x[0]) // 2:
             found.append(FactorPairs(*plain, form, settings))
         return found
-    draws = engine._Draws(len(x[0]), 2, 2, 0, 0, "cpu")
+    draws = Draws(len(x[0]), 2, 2, 0, 0, "cpu")
     return [engine._builder(entry, settings, engine._Sides(*s, {}), draws)[0](*s) for s in (sides, plain)]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in SLOW])
 def test_matrix_permutations_and_subsets_are_the_metric_of_every_pair(name, features):
     x, y = features
-    settings = engine.settle(REGISTRY[name], K, {})
+    settings = settle(REGISTRY[name], K, {})
     generator = torch.Generator().manual_seed(0)
     perms = torch.stack([torch.randperm(N, generator=generator) for _ in range(3)])
     subsets = torch.stack([torch.randperm(N, generator=generator)[: N // 2] for _ in range(3)])
@@ -332,7 +334,7 @@ def test_split_halves_take_the_selection_out_of_the_score():
 def test_split_halves_score_what_is_there(features):
     x, y = features
     result = align(x, y, ["cka", "mutual_knn"], k=K, nulls=0, resamples=0, split_half=8, q=1)
-    draws = engine._Draws(N, 0, 0, 8, 0, "cpu")
+    draws = Draws(N, 0, 0, 8, 0, "cpu")
     a, b, *_ = draws.halves
     assert not set(a.tolist()) & set(b.tolist())
     chosen = np.unravel_index(naive("cka", [f[b] for f in x], [f[b] for f in y]).argmax(), (3, 2))

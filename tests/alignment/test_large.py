@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import alignlab as al
 from alignlab.alignment import align, engine
+from alignlab.alignment.draws import Draws
 from alignlab.metrics.preparation import prepare, prepared, select
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +152,7 @@ def test_prepared_rows_are_those_of_prepare(tmp_path):
 def test_draws_made_anew_are_those_of_one_stream():
     rng = np.random.default_rng(3)
     orders = [rng.permutation(20) for _ in range(7)]
-    draws = engine._Draws(20, 3, 2, 1, 3, "cpu")
+    draws = Draws(20, 3, 2, 1, 3, "cpu")
     for _ in range(2):
         assert [d.tolist() for d in draws.perms] == [o.tolist() for o in orders[:3]]
         assert [d.tolist() for d in draws.subsets] == [o[:10].tolist() for o in orders[3:5]]
