@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +23,14 @@ SCHEMA = "alignlab.reproduce-all/1"
 
 @dataclass(frozen=True)
 class Step:
-    """A command whose result goes to the folder `name`. One that is `kept` is not repeated where its result lies there;
-    the others put finished runs together, or take seconds. `needs` are folders of results that it reads.
+    """A command whose result goes to the folder `name`. One that is `kept` is not repeated where its result lies there; a
+    `table` puts finished runs together; the others take seconds. `needs` are folders of results that it reads.
     """
 
     name: str
     arguments: tuple[str, ...]
     kept: bool = False
+    table: bool = False
     needs: tuple[Path, ...] = ()
 
     def can_run(self) -> bool:
@@ -44,6 +47,7 @@ def steps(
     """All commands, in the order in which each finds what it needs."""
     from alignlab import paper
     from alignlab.restoration import reproduction, targets
+    from alignlab.restoration.design import SHIPPED
 
     embedded = lab.name == "embedded"
     encoders = ["mae", "beit", "vqgan"] if embedded else [paper.MODELS[name] for name in ("mae", "beit", "vqgan")]
@@ -57,50 +61,43 @@ def steps(
     def models(data: str) -> list[str]:
         return ["--encoder", mae, "--llm", llm, "--data", data]
 
-    found = [
-        Step(
-            f"measure-{aligned}",
-            ("measure", *several("--encoder", encoders), "--llm", llm, "--data", aligned, *common),
-            kept=True,
-        )
-    ]
     if embedded:
-        found.append(
-            Step(
-                "reconstruct-scenes",
-                ("reconstruct", *several("--encoder", ["mae", "mae-tiny", "beit", "vqgan"]), *common),
-                kept=True,
-            )
-        )
+        reconstructed = several("--encoder", ["mae", "mae-tiny", "beit", "vqgan"])
+        found = [
+            Step("measure-scenes", ("measure", "--encoder", "all", *common), kept=True),
+            Step("reconstruct-scenes", ("reconstruct", *reconstructed, "--data", "scenes", *common), kept=True),
+        ]
+    else:
+        measured = (*several("--encoder", encoders), "--llm", llm, "--data", aligned)
+        found = [Step(f"measure-{aligned}", ("measure", *measured, *common), kept=True)]
     options = ["--lab", lab.name, "--n", str(n), "--runs", str(runs), *common]
     options += ["--no-train"] if no_train else []
     options += ["--accumulate", str(accumulate)] if accumulate is not None else []
     for name in ("table4", *targets.TARGETS):
         longest = ["--longest"] if name == "table2" else []
-        found.append(Step(name, ("reproduce", name, *longest, *options)))
-    trained = {
-        task: runs / reproduction.folder(row.experiment, lab)
-        for task in ("denoise", "rotate")
-        for row in targets.target("table2", lab, n=n, seed=seed).rows
-        if row.name == task
-    }
+        found.append(Step(name, ("reproduce", name, *longest, *options), table=True))
+    if embedded:
+        adapters: tuple[str, ...] = SHIPPED
+        needs: tuple[Path, ...] = ()
+    else:
+        rows = {row.name: row for row in targets.target("table2", lab, n=n, seed=seed).rows}
+        needs = tuple(runs / reproduction.folder(rows[task].experiment, lab) for task in ("denoise", "rotate"))
+        adapters = tuple(map(str, needs))
     found += [
         Step("probe-layers", ("probe", "layers", "--task", "denoise", *models(seen), *common), kept=True),
         Step("probe-linear", ("probe", "linear", *models(aligned), *common), kept=True),
         Step(
-            "probe-induction",
+            "induction",
             (
-                *("probe", "induction", "--checkpoint", str(trained["denoise"]), "--data", seen, "--random"),
-                *("--ablate", "8", "--n", "16", "--images", "24", *common),
+                *("probe", "induction", "--llm", llm, "--random", "--n", "16", "--checkpoint", adapters[0]),
+                *("--ablate", "8", "--images", "24"),
+                *(() if embedded else ("--data", seen)),
+                *common,
             ),
             kept=True,
-            needs=(trained["denoise"],),
+            needs=needs[:1],
         ),
-        Step(
-            "adapters",
-            ("analyse", "adapters", *map(str, trained.values()), "--simulate"),
-            needs=tuple(trained.values()),
-        ),
+        Step("adapters", ("analyse", "adapters", *adapters, "--simulate"), needs=needs),
         Step("compute", ("analyse", "compute", "--lab", lab.name), kept=True),
     ]
     if embedded:
@@ -125,6 +122,43 @@ def is_made(step: Step, results: Path) -> bool:
     # A result names a path by its last part.
     wanted = [Path(word).name if Path(word).is_absolute() else word for word in shlex.split(step.command)]
     return words == wanted and environment.get("alignlab") == __version__
+
+
+def rows_done(folder: Path, wanted: Mapping[str, Any]) -> tuple[int, bool]:
+    """How many rows of a table's result are done, and whether all are; none where its configuration is not the `wanted`."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+        if any(result["config"][key] != value for key, value in wanted.items()):
+            return 0, False
+        done = [row["status"] == "done" for row in result["rows"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, False
+    return sum(done), all(done)
+
+
+def put_together(step: Step, results: Path, wanted: Mapping[str, Any]) -> tuple[int, str]:
+    """Run a table's command; its result takes the place of one that has no more rows done. The exit status, and what came of it.
+
+    One with all its rows is asked for what is finished here alone: its runs may lie elsewhere.
+    """
+    there = results / step.name
+    before, whole = rows_done(there, wanted)
+    with tempfile.TemporaryDirectory() as scratch:
+        new = Path(scratch) / step.name
+        only_finished = ["--no-train"] if whole and "--no-train" not in step.arguments else []
+        command = [sys.executable, "-m", "alignlab", *step.arguments, *only_finished, "--out", str(new)]
+        status = subprocess.run(command, check=False).returncode
+        after, _ = rows_done(new, wanted)
+        if status:
+            return status, "failed"
+        if after < before:
+            return 0, f"kept: {before} of its rows are done, and {after} of their runs lie here"
+        if after == 0:
+            return 0, "left out: none of its runs is finished"
+        shutil.rmtree(there, ignore_errors=True)
+        results.mkdir(parents=True, exist_ok=True)
+        shutil.move(new, there)
+    return 0, "made"
 
 
 def reproduce_all(
@@ -165,16 +199,20 @@ def reproduce_all(
             state = f"left out: it reads {', '.join(folder.name for folder in step.needs)}, which are not finished"
         else:
             typer.echo(f"step {number} of {len(todo)}: {step.command}", err=True)
-            command = [sys.executable, "-m", "alignlab", *step.arguments, "--out", str(results / step.name)]
-            status = subprocess.run(command, check=False).returncode
+            if step.table:
+                status, state = put_together(step, results, {"lab": lab.name, "n": n, "seed": seed})
+            else:
+                command = [sys.executable, "-m", "alignlab", *step.arguments, "--out", str(results / step.name)]
+                status, state = subprocess.run(command, check=False).returncode, "made"
             if status and not (no_train and step.needs):
                 raise RuntimeError(
                     f"step {number} of {len(todo)} failed with status {status} ({step.command}); what is finished is kept, "
                     "and the same command goes on from there"
                 )
-            state = "made" if status == 0 else "left out: too little of what it reads is finished"
+            state = state if status == 0 else "left out: too little of what it reads is finished"
         told.append({"step": step.name, "command": step.command, "state": state})
-    page = write_report([results], folder / f"{lab.name}.html", f"The {lab.name} laboratory of alignlab")
+    lacking = [f"{one['step']} is {one['state']}" for one in told if one["state"].startswith("left out")]
+    page = write_report([results], folder / f"{lab.name}.html", f"The {lab.name} laboratory of alignlab", lacking)
     if json_file is not None:
         write_json(json_file, {"schema": SCHEMA, "laboratory": lab.name, "steps": told, "missing": page.gaps})
     for one in told:

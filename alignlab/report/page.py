@@ -57,14 +57,14 @@ class Written:
     gaps: list[str]
 
 
-def write_report(paths: Sequence[str | Path], out: str | Path, title: str = "") -> Written:
+def write_report(paths: Sequence[str | Path], out: str | Path, title: str = "", lacking: Sequence[str] = ()) -> Written:
     """Make one self-contained HTML page of result files (or their folders, or folders of such folders).
 
-    What a file lacks is marked on the page and returned in `gaps`. Raises FileNotFoundError and ValueError for what is no
-    result of alignlab, and where there is nothing to show.
+    What a file lacks is marked on the page and returned in `gaps`, after `lacking`: what there is no file of. Raises
+    FileNotFoundError and ValueError for what is no result of alignlab, and where there is nothing to show.
     """
     sources = read_all([Path(path) for path in paths])
-    html, sections, gaps = render(sources, title)
+    html, sections, gaps = render(sources, title, lacking)
     target = Path(out)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -80,7 +80,9 @@ def write_report(paths: Sequence[str | Path], out: str | Path, title: str = "") 
     return Written(target, len(html.encode()), [section.title for section in sections], gaps)
 
 
-def render(sources: Sequence[Source], title: str = "") -> tuple[str, list[Section], list[str]]:
+def render(
+    sources: Sequence[Source], title: str = "", lacking: Sequence[str] = ()
+) -> tuple[str, list[Section], list[str]]:
     """The page, its sections, and what is missing. Raises ValueError where nothing can be shown."""
     if not sources:
         raise ValueError("there is no result to report on")
@@ -96,7 +98,7 @@ def render(sources: Sequence[Source], title: str = "") -> tuple[str, list[Sectio
             failed += [f"{name}: a part of it cannot be shown ({type(error).__name__})" for name in culprits]
         if found is not None:
             made.append(found)
-    gaps = [f"{source.name}: {source.trouble}" for source in sources if source.trouble]
+    gaps = [*lacking, *(f"{source.name}: {source.trouble}" for source in sources if source.trouble)]
     gaps += [f"{source.name}: {gap}" for source in shown for gap in dict.fromkeys(source.gaps)] + failed
     if not made:
         raise ValueError(f"nothing can be shown: {'; '.join(gaps[:3]) or 'the results are empty'}")

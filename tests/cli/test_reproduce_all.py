@@ -10,7 +10,7 @@ import pytest
 
 from alignlab.captioning import table4
 from alignlab.cli import run
-from alignlab.cli.reproduce_all import Step, is_made, steps
+from alignlab.cli.reproduce_all import Step, is_made, rows_done, steps
 from alignlab.restoration import targets
 
 RESULTS = Path(__file__).parents[2] / "reports" / "results"
@@ -88,7 +88,9 @@ def test_options_of_one_target_are_refused(capsys):
 def test_what_is_finished_makes_a_report(tmp_path):
     """Without training: finished results are kept, unfinished runs are gaps, and the page is written."""
     out = tmp_path / "reports"
-    shutil.copytree(RESULTS / "compute-paper", out / "results" / "compute-paper")
+    for name in ("compute-paper", "table3"):
+        shutil.copytree(RESULTS / name, out / "results" / name)
+    before = (out / "results" / "table3" / "result.json").read_bytes()
     told = tmp_path / "all.json"
     command = [
         "reproduce",
@@ -106,17 +108,54 @@ def test_what_is_finished_makes_a_report(tmp_path):
     states = {one["step"]: one["state"] for one in json.loads(told.read_text())["steps"]}
     assert states["compute-paper"] == "kept"
     assert states["measure-scenes"] == "left out: it is not made yet"
-    assert states["table2"] == "made"
-    assert states["adapters"].startswith("left out: it reads denoise-")
-    assert "not finished, so not here: denoise (missing)" in (out / "embedded.html").read_text()
+    assert states["table2"] == "left out: none of its runs is finished"
+    assert states["table3"] == "kept: 8 of its rows are done, and 0 of their runs lie here"
+    assert (out / "results" / "table3" / "result.json").read_bytes() == before
+    assert states["adapters"] == "made"  # of those that come along
+    page = (out / "embedded.html").read_text()
+    assert "table2 is left out: none of its runs is finished" in page
+    assert "measure-scenes is left out" in page
     assert "Traceback" not in done.stderr
 
 
+def test_what_is_committed_counts_as_made():
+    """So that a fresh clone does not measure and train for hours what lies in it."""
+    made = steps(targets.open_lab("embedded"), RESULTS, Path("runs"), **OPTIONS)
+    kept = {step.name for step in made if step.kept and (RESULTS / step.name).is_dir()}
+    assert {"measure-scenes", "reconstruct-scenes", "induction", "compute-paper"} <= kept
+    assert [step.name for step in made if step.name in kept and not is_made(step, RESULTS)] == []
+    for step in made:
+        if step.table and (RESULTS / step.name).is_dir():
+            assert rows_done(RESULTS / step.name, {"lab": "embedded", "n": 256, "seed": 0})[0] > 0
+    assert {path.name for path in RESULTS.iterdir()} - {step.name for step in made} == {
+        "measure-photos",
+        "reconstruct-photos",
+        "denoise-4000",
+        "denoise-both",
+        "denoise-photos",
+        "paper-plan",
+    }
+
+
+def test_rows_of_another_configuration_do_not_count(tmp_path):
+    def rows(**changed):
+        config = {"lab": "embedded", "n": 256, "seed": 0} | changed
+        found = {"config": config, "rows": [{"status": "done"}, {"status": "missing"}]}
+        (tmp_path / "result.json").write_text(json.dumps(found))
+        return rows_done(tmp_path, {"lab": "embedded", "n": 256, "seed": 0})
+
+    assert rows_done(tmp_path, {}) == (0, False)
+    assert rows() == (1, False)
+    assert rows(n=8) == (0, False)
+    assert rows(seed=1) == (0, False)
+
+
 def test_a_step_that_fails_says_which(tmp_path, capsys, monkeypatch):
-    """Tables of an unwritable folder cannot be made."""
+    from alignlab.cli import reproduce_all
+
+    failing = subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr(reproduce_all.subprocess, "run", lambda *_, **__: failing)
     out = tmp_path / "reports"
-    (out / "results").mkdir(parents=True)
-    (out / "results" / "table4").write_text("a file where a folder should be")
     assert run(["reproduce", "all", "--no-train", "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 1
     told = capsys.readouterr().err
     assert "step 3 of" in told
