@@ -22,7 +22,7 @@ def test_the_two_commands_stand_on_a_line_each():
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("python3 -m venv .venv")]
     assert lines == [
         "python3 -m venv .venv && . .venv/bin/activate && pip install -e . && alignlab measure --encoder mae",
-        'python3 -m venv .venv && . .venv/bin/activate && pip install -e ".[dev]" && pytest',
+        'python3 -m venv .venv && . .venv/bin/activate && pip install -e ".[dev]" && pytest -n auto',
     ]
 
 
@@ -379,6 +379,27 @@ def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_fi
     mean = {name: x["restored"]["psnr"]["mean"] for name, x in (("scenes", of_scenes), ("photos", of_photos))}
     assert f"come to {mean['photos']:.2f} dB there and to {mean['scenes']:.2f} on scenes" in words
     assert mean["photos"] < of_photos["degraded"]["psnr"]["mean"]  # "still below what the photographs were"
+
+
+def test_the_sentences_about_single_layers_are_those_of_the_result_file():
+    result = json.loads((ROOT / "reports" / "results" / "probe-layers" / "result.json").read_text())
+    words = " ".join(README.split())
+    means = {row["layer"]: row["psnr"]["mean"] for row in result["layers"]}
+    low, high = min(means.values()), max(means.values())
+    given, linear, mlp, random = (result[key]["psnr"]["mean"] for key in ("degraded", "linear", "mlp", "random"))
+    recipe = result["recipe"]
+    assert len(means) == 30
+    assert f"trained for {recipe['steps'] * recipe['batch']:,} images with {result['seeds']} seeds" in words
+    assert f"brings {result['test']['n']} noisy scenes from {given:.2f} dB to between {low:.2f} and {high:.2f}" in words
+    assert f"linear layer comes to {linear:.2f}, an MLP with as many parameters to {mlp:.2f}" in words
+    assert result["parameters"]["mlp"] == result["parameters"]["layer"]
+    assert f"a block with random weights to {random:.2f}" in words
+    above = {key: len(result["clearly_over"][key]) for key in ("random", "mlp")}
+    most = max(row["over_random"]["psnr"]["mean"] for row in result["layers"])
+    assert f"{above['random']} of the 30 are clearly above the random block, by {most:.2f} dB at most" in words
+    assert f"and {above['mlp']} above the MLP" in words
+    # "the blocks with the heads that copy are not among the best"; blocks of heads count from 0, layers from 1
+    assert not {19, 20, 22, 25} & set(sorted(means, key=means.__getitem__)[-10:])
 
 
 def test_the_sentences_about_copying_are_those_of_the_result_file():

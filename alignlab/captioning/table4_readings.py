@@ -133,22 +133,20 @@ def _told(one: Mapping[str, Any]) -> str:
 
 
 def _against(row: Mapping[str, Any], control: Mapping[str, Any]) -> str:
+    """Both above what they are by chance: a row may score more than the control on any image's caption."""
     parts: list[str] = []
-    above: list[str] = []
-    others: list[str] = []
+    sides: dict[str, list[str]] = {"above it": [], "below it": [], "neither clearly": []}
     for column in ALL:
-        found = difference(dict(row), dict(control), column)
+        found = difference(dict(row), dict(control), column, calibrated=True)
         if found is None:
             continue
         parts.append(f"{column} {_difference(found, column)}")
-        (above if found["difference"] > 0 and found["clear"] else others).append(column)
+        side = "neither clearly" if not found["clear"] else "above it" if found["difference"] > 0 else "below it"
+        sides[side].append(column)
     if not parts:
         return f"{row['name']} and {control['name']}: no column has a number of both"
-    verdict = (
-        "above it in all of them" if not others else f"above it in {', '.join(above)}" if above else "above it in none"
-    )
-    verdict += f", not clearly in {', '.join(others)}" if above and others else ""
-    return f"{row['name']} minus {control['name']}: {', '.join(parts)}; {verdict}"
+    verdict = ", ".join(f"{side} in {', '.join(columns)}" for side, columns in sides.items() if columns)
+    return f"{row['name']} minus {control['name']}, both above chance: {', '.join(parts)}; {verdict}"
 
 
 def _difference(found: Mapping[str, Any], column: str) -> str:

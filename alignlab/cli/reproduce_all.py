@@ -59,7 +59,7 @@ def steps(
         return [part for name in names for part in (option, name)]
 
     def models(data: str) -> list[str]:
-        return ["--encoder", mae, "--llm", llm, "--data", data]
+        return ["--encoder", mae, "--llm", llm, *(() if data == "scenes" else ("--data", data))]
 
     if embedded:
         reconstructed = several("--encoder", ["mae", "mae-tiny", "beit", "vqgan"])
@@ -91,7 +91,7 @@ def steps(
             (
                 *("probe", "induction", "--llm", llm, "--random", "--n", "16", "--checkpoint", adapters[0]),
                 *("--ablate", "8", "--images", "24"),
-                *(() if embedded else ("--data", seen)),
+                *(() if seen == "scenes" else ("--data", seen)),
                 *common,
             ),
             kept=True,

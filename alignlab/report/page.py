@@ -27,7 +27,7 @@ SECTIONS: tuple[Callable[[Sequence[Source]], Section | None], ...] = (
     analysis.compute,
     analysis.plan,
 )
-# What each kind of result asks, for the question at the top.
+# What each kind of result asks, for the question at the top, in this order.
 ASKS = {
     "measure": "do they represent the world alike",
     "reproduce-table4": "can the language model read the encoder",
@@ -45,6 +45,9 @@ ASKS = {
     "analyse-compute": "what does it cost",
     "reproduce-plan": "what would it take",
 }
+
+
+BELOW = ("reconstruct", "analyse-adapters", "analyse-compute", "reproduce-plan")
 
 
 @dataclass(frozen=True)
@@ -149,12 +152,15 @@ def _question(sources: Sequence[Source]) -> str:
     )
     for source in measured:
         _names(source.node.value, encoders, llms)
-    asks = list(dict.fromkeys(ASKS[source.kind] for source in measured))
+    kinds = {source.kind for source in measured}
+    # Of what is answered further down alone, the top asks only where there is nothing else.
+    asked = [kind for kind in ASKS if kind in kinds and kind not in BELOW] or [kind for kind in ASKS if kind in kinds]
+    asks = list(dict.fromkeys(ASKS[kind] for kind in asked))
     plain = [name for name in encoders if not {"+", "@"} & set(name)] or list(encoders)
     whole = [name for name in llms if "[" not in name and "@" not in name] or list(llms)
     who = f"{listed(plain[:5])}{' and others' if len(plain) > 5 else ''}" if plain else "the encoders"
-    whom = f" and {listed(whole[:3])}{' and others' if len(whole) > 3 else ''}" if whole else ""
-    return f"{who}{whom}: {listed(asks)}?"
+    whom = f", and {listed(whole[:3])}{' and others' if len(whole) > 3 else ''}" if whole else ""
+    return f"{who}{whom}: {'; '.join(asks)}?"
 
 
 def _names(value: Any, encoders: dict[str, None], llms: dict[str, None]) -> None:

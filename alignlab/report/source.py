@@ -53,20 +53,24 @@ def read_all(paths: Sequence[Path]) -> list[Source]:
     """Read result files, or the `result.json` of folders; a folder without one is searched for those of its folders.
 
     Raises FileNotFoundError and ValueError for what is no result of alignlab at all. A file of a newer version, or of a
-    command that reports do not show, is kept with its `trouble`.
+    command that reports do not show, is kept with its `trouble`; so is, beside others, a folder without a result.
     """
     files: list[Path] = []
+    empty: list[Source] = []
     for path in paths:
         if not path.is_dir():
             found = [path]
         elif (path / "result.json").is_file():
             found = [path / "result.json"]
         else:
-            found = sorted(path.glob("*/result.json"))
+            found = sorted(path.glob("**/result.json"))
             if not found:
-                raise ValueError(f"{path} has no result.json, and none of its folders has; name a result")
+                if len(paths) == 1:
+                    raise ValueError(f"{path} has no result.json, and none of its folders has; name a result")
+                trouble = "no result.json in it: it was not finished, or is no run"
+                empty.append(Source(path.name, "", path, "", Node({}), trouble))
         files += [one for one in found if one.resolve() not in {other.resolve() for other in files}]
-    sources = [read(path) for path in files]
+    sources = [*(read(path) for path in files), *empty]
     names = [source.name for source in sources]
     # Folders of one name in different places are told apart by what they lie in.
     return [

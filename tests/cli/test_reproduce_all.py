@@ -122,7 +122,7 @@ def test_what_is_committed_counts_as_made():
     """So that a fresh clone does not measure and train for hours what lies in it."""
     made = steps(targets.open_lab("embedded"), RESULTS, Path("runs"), **OPTIONS)
     kept = {step.name for step in made if step.kept and (RESULTS / step.name).is_dir()}
-    assert {"measure-scenes", "reconstruct-scenes", "induction", "compute-paper"} <= kept
+    assert {"measure-scenes", "reconstruct-scenes", "probe-layers", "induction", "compute-paper"} <= kept
     assert [step.name for step in made if step.name in kept and not is_made(step, RESULTS)] == []
     for step in made:
         if step.table and (RESULTS / step.name).is_dir():

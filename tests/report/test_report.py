@@ -75,7 +75,7 @@ def test_one_measurement_makes_a_page_that_reads_well(tmp_path):
     assert written.gaps == []
     assert written.sections == ["Alignment", "How to get these numbers again"]
     for told in (
-        "mae, beit and vqgan and smollm2: do they represent the world alike?",
+        "mae, beit and vqgan, and smollm2: do they represent the world alike?",
         "On scenes all 3 encoders are more like smollm2 than shuffled pairings are (p 0.005); none clearly leads by",
         "0.147 (0.137 to 0.159)",
         "0.029 ± 0.001",
@@ -87,6 +87,35 @@ def test_one_measurement_makes_a_page_that_reads_well(tmp_path):
     digest = hashlib.sha256((RESULTS / "measure-scenes" / "result.json").read_bytes()).hexdigest()
     assert digest in html.text
     assert result("measure-scenes")["pairs"][0]["checkpoint"].partition("sha256:")[2] in html.text
+
+
+def test_the_answer_names_the_encoder_and_what_failed(tmp_path):
+    """Of another encoder's row and of other images, too: a reader of the first lines must not take one for the other."""
+    write_report([RESULTS / "table2", RESULTS / "denoise-photos"], tmp_path / "page.html")
+    first = page(tmp_path / "page.html").text.partition("PSNR in dB and SSIM")[0]
+    assert "on scenes, with mae+position, the frozen language model restores" in first.replace("On scenes", "on scenes")
+    plain = next(row for row in result("table2")["rows"] if row["name"] == "denoise/mae")["evaluations"][0]
+    assert f"denoise/mae ends {plain['lift']['psnr']['mean']:.1f} dB from its input" in first
+    (photos,) = result("denoise-photos")["results"]
+    assert "denoise on photos, denoise-mae-smollm2: lm4lv of mae+position / smollm2 restores to" in first
+    assert f"{photos['restored']['psnr']['mean']:.2f} / " in first
+
+
+def test_a_folder_without_a_result_is_a_gap_beside_others(tmp_path):
+    (tmp_path / "stopped").mkdir()
+    deep = tmp_path / "runs" / "reproduce" / "embedded" / "fig6"
+    shutil.copytree(RESULTS / "fig6", deep)
+    written = write_report([tmp_path / "runs", tmp_path / "stopped"], tmp_path / "page.html")
+    assert written.gaps == ["stopped: no result.json in it: it was not finished, or is no run"]
+    assert "Restoration" in written.sections
+    with pytest.raises(ValueError, match=r"stopped has no result\.json"):
+        write_report([tmp_path / "stopped"], tmp_path / "page.html")
+
+
+def test_what_there_is_no_file_of_is_a_gap_too(tmp_path):
+    written = write_report([RESULTS / "fig6"], tmp_path / "page.html", lacking=["table7 is left out"])
+    assert written.gaps == ["table7 is left out"]
+    assert "table7 is left out" in page(tmp_path / "page.html").text
 
 
 def test_everything_that_is_committed_makes_one_page(tmp_path):
@@ -188,7 +217,7 @@ def test_the_answer_says_which_heads_restore(tmp_path):
     before, after = (groups[name]["visual"]["mean"] for name in ("none", "text"))
     drawn = max(x for name, one in groups.items() if name.startswith("random") for x in one["visual"]["rises"])
     assert (
-        f"the loss of LM4LV goes from {before:.3f} to {after:.3f} (as many random heads raise it by {drawn:.3f} at most)"
+        f"rises by {after - before:.3f} (from {before:.3f}), without as many random heads by {drawn:.3f} at most"
         in page(tmp_path / "page.html").text.partition("Layer by layer")[0]
     )
 

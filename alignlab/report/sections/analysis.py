@@ -204,7 +204,9 @@ def compute(sources: Sequence[Source]) -> Section | None:
 def plan(sources: Sequence[Source]) -> Section | None:
     """What runs would take that were not made: time, memory, downloads."""
     made = Section(
-        "plan", "Plans", lead="What it would take to run these; nothing here was measured but the rate of products."
+        "plan",
+        "Plans",
+        lead="What it would take to run these: computed from numbers of operations and the rate given, not measured.",
     )
     for source in of_kind(sources, "reproduce-plan"):
         node = source.node
@@ -213,16 +215,17 @@ def plan(sources: Sequence[Source]) -> Section | None:
             design = row["design"]
             hours, memory = row["hours_left"].number(optional=True), row["memory_gb"].number(optional=True)
             images = row["images"].number()
-            line = [Cell(row["run"].text()), Cell(row["state"].text()), Cell(design["encoder"].text())]
+            line = [Cell(row["run"].text()), Cell(", ".join(row["targets"].texts()) if "targets" in row else "–")]
+            line += [Cell(row["state"].text()), Cell(design["encoder"].text())]
             reads = design["how"].value not in ("linear", "mlp", "transformer")
             line += [Cell(design["llm"].text() if reads and isinstance(design["llm"].value, str) else "–")]
             rows.append([*line, Cell(number(images, 0), images), cell(memory, 1), cell(hours, 1)])
         if rows:
-            headings = ["run", "state", "encoder", "language model", "images", "memory (GB)", "hours left"]
+            headings = ["run", "for", "state", "encoder", "language model", "images", "memory (GB)", "hours left"]
             rate = node["rate_tflops"].number(optional=True)
             how = f"at {number(rate, 2)} TFLOP/s, measured" if rate is not None else "on the paper's GPUs"
             title = f"{node['title'].text(source.name)}: {number(node['hours_left'].number(), 1)} hours left, {how}"
-            made.blocks.append(Fold(title, [Table(title, headings, rows, numeric=(4, 5, 6))]))
+            made.blocks.append(Fold(title, [Table(title, headings, rows, numeric=(5, 6, 7))]))
         needs = []
         for need in node["weights"].each(optional=True):
             state = "here" if need["here"].value else f"to get, {number(need['gb'].number(optional=True), 2)} GB"

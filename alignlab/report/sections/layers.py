@@ -15,7 +15,12 @@ BASELINES = {"mlp": "MLP", "random": "random layer", "linear": "one linear layer
 
 
 def section(sources: Sequence[Source]) -> Section | None:
-    made = Section("layers", "Layer by layer")
+    made = Section(
+        "layers",
+        "Layer by layer",
+        lead="Which blocks of the language model help, what each layer tells of the other model, and which attention heads copy "
+        "what stood before.",
+    )
     makers = {"probe-layers": _single, "probe-linear": _linear, "probe-induction": _induction}
     for source in of_kind(sources, *makers):
         makers[source.kind](source, made)
@@ -253,9 +258,12 @@ def _copying(node: Node) -> list[str]:
             for rise in group["visual"]["rises"].numbers()
             if rise is not None
         ]
-        most = f" (as many random heads raise it by {number(max(drawn))} at most)" if drawn else ""
+        if before is None or after is None:
+            return []
+        most = f", without as many random heads by {number(max(drawn))} at most" if drawn else ""
         return [
-            f"without the heads that copy repeated text most, the loss of LM4LV goes from {number(before)} to {number(after)}{most}"
+            "without the heads that copy repeated text most, LM4LV's visual loss on the true answer so far rises by "
+            f"{number(after - before)} (from {number(before)}){most}"
         ]
     for one in node["text"].each():
         first, second = (one["copying"][time]["mean"].number() for time in ("first", "second"))

@@ -13,6 +13,24 @@ from alignlab.report.source import Source
 
 PACKAGES = ("python", "alignlab", "torch", "transformers", "timm", "numpy", "scipy")
 LONGEST = 4000  # characters of a configuration
+WORDS = {
+    "the paper": "Zheng et al., LM4LV: A Frozen Large Language Model for Low-level Vision Tasks (arXiv 2405.15734), 2024",
+    "LM4LV": "a frozen language model reads the tokens of a degraded image through one linear layer and writes those of the "
+    "restored one, one after another, through another",
+    "MAE-r": "encoder and decoder alone: the degraded image encoded and decoded, with no language model",
+    "+position": "an encoder beside each of whose tokens stands a code of its place",
+    "@random, [:K]": "the same model with random weights; its first K blocks alone",
+    "ViT-LLM": "all tokens in one pass through the language model, in place of one after another; +causal and +rotary put its "
+    "mask and its positions back",
+    "M-kNN": "mutual k-NN: how many of an item's k nearest neighbours are the same in both models",
+    "CKA": "centred kernel alignment of the two models' similarities of all pairs of items",
+    "CS, Ref-CS": "100 times CLIPScore and RefCLIPScore: how well a caption fits its image, and people's captions, to a judge",
+    "shuffled, chance": "the same with captions dealt to the wrong images",
+    "calibrated": "on a scale on which 0 is shuffled and 1 is identical",
+    "nats": "the cross-entropy of a token in natural logarithms",
+    "scenes": "rendered 3-D scenes with generated captions, which come with alignlab; none that was measured was learnt from",
+    "photos": "1,000 photographs that do not come with alignlab; the embedded encoders learnt from 800 of them, without captions",
+}
 
 
 def section(sources: Sequence[Source]) -> Section:
@@ -62,6 +80,8 @@ def section(sources: Sequence[Source]) -> Section:
                 [[Cell(name), Cell(digest)] for name, digest in parts],
             )
         )
+    words = [[Cell(word), Cell(meaning)] for word, meaning in WORDS.items()]
+    made.blocks.append(Table("Words used here", ["word", "meaning"], words))
     details: list[Block] = []
     for source in sources:
         config = {key: source.node[key].value for key in ("config", "recipe", "design", "budget") if key in source.node}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alignlab.report import figures, images
@@ -38,7 +38,8 @@ def section(sources: Sequence[Source]) -> Section | None:
         "Restoration",
         lead="PSNR in dB and SSIM on images that were not learnt from. Encoder + decoder: the two alone, of what was given (the "
         "paper's MAE-r); of rotate, flip and repeat, of the answer, which is the best that can be had. Differences are "
-        "means over the same images with 95% intervals.",
+        "means over the same images with 95% intervals, over images: each run is one training with one seed. Pictures are the "
+        "first images of a test set.",
     )
     tables_first = sorted(
         of_kind(sources, "reproduce"), key=lambda source: "Table" not in source.node["title"].text("")
@@ -134,6 +135,7 @@ def _reproduced(source: Source, made: Section) -> None:
     gaps: list[str] = []
     dots: dict[str, dict[str, figures.Dot]] = {}
     done: list[tuple[str, Node]] = []
+    encoders: dict[str, None] = {}
     for row in node["rows"].each():
         name, state = row["name"].text(), row["status"].text()
         if state != "done":
@@ -141,6 +143,8 @@ def _reproduced(source: Source, made: Section) -> None:
             source.gaps.append(f"{short}: {name} is not finished")
             continue
         images_learnt = row["images"].number()
+        if "/" not in name:
+            encoders[row["design"]["encoder"].text()] = None
         for found in row["evaluations"].each():
             done.append((name, found))
             rows.append([Cell(name), cell(images_learnt, 0), *_figures(found)])
@@ -154,7 +158,8 @@ def _reproduced(source: Source, made: Section) -> None:
     lab = node["laboratory"].text()
     if rows:
         headings = ["row", "images learnt", *HEADINGS]
-        made.blocks.append(Table(f"{title} ({lab} laboratory)", headings, rows, numeric=range(1, len(headings))))
+        of = f"; encoder {listed(list(encoders))}" if encoders else ""
+        made.blocks.append(Table(f"{title} ({lab} laboratory{of})", headings, rows, numeric=range(1, len(headings))))
         alt = f"PSNR of what was given, of encoder and decoder alone, and restored, for {listed(list(dots))}"
         told = f"{title}: PSNR with 95% intervals; what is exact has none."
         made.blocks.append(figures.forest(dots, "PSNR (dB)", alt=alt, caption=told))
@@ -171,10 +176,11 @@ def _reproduced(source: Source, made: Section) -> None:
     if said:
         made.blocks.append(Lines(said, kind="reading", title=f"What {short} says", show=8))
     if done:
-        made.answers += _answers(node["target"].value, done, len(gaps))
+        made.answers += _answers(node["target"].value, done, len(gaps), list(encoders))
     if "sheets" in node:
+        how = {row["name"].text(): row["design"]["how"].text() for row in node["rows"].each() if "design" in row}
         for sheet in node["sheets"].each():
-            made.blocks += _slides(sheet, source, f"{short}, {sheet['title'].text()}")
+            made.blocks += _slides(sheet, source, f"{short}, {sheet['title'].text()}", how)
     else:
         made.blocks += _pictures(node["pictures"], source, title)
 
@@ -215,7 +221,7 @@ def _beside(name: str, paper: Node, found: Node) -> list[list[Cell]]:
     return rows
 
 
-def _answers(target: Any, done: list[tuple[str, Node]], missing: int) -> list[str]:
+def _answers(target: Any, done: list[tuple[str, Node]], missing: int, encoders: list[str]) -> list[str]:
     """What a table says, in a clause."""
     means = {name: found["restored"]["psnr"]["mean"].number(optional=True) for name, found in done}
     if target == "table2":
@@ -228,17 +234,27 @@ def _answers(target: Any, done: list[tuple[str, Node]], missing: int) -> list[st
         given = [name for name, found in own if found["task"].value not in SPATIAL]
         lifted = [name for name in above("lift") if name in given]
         gained = above("gain")
-        told = f"the frozen language model restores {len(lifted)} of {plural(len(given), 'task')} clearly above the degraded input"
+        seen = listed(list(dict.fromkeys(found["data"]["name"].text() for _, found in own)))
+        told = f"on {seen}, with {listed(encoders)}, the frozen language model restores {len(lifted)} of "
+        told += f"{plural(len(given), 'task')} clearly above the degraded input"
         told += f" ({listed(lifted)})" if lifted else ""
         told += (
             f", {len(gained)} of {len(own)} above encoder and decoder alone{f' ({listed(gained)})' if gained else ''}"
         )
-        return [told + (f" ({plural(missing, 'row')} not finished)" if missing else "")]
+        others = [
+            f"{name} ends {number(lift, 1, signed=True)} dB from its input"
+            for name, found in done
+            if "/" in name
+            and "lift" in found
+            and (lift := found["lift"]["psnr"]["mean"].number(optional=True)) is not None
+        ]
+        return ["; ".join([told + (f" ({plural(missing, 'row')} not finished)" if missing else ""), *others])]
     if target == "table3":
         both = [(means.get(f"denoise/{how}")) for how in ("lm4lv", "linear")]
         if None not in both:
             return [
-                f"in denoising it comes to {number(both[0], 1)} dB, one linear layer without it to {number(both[1], 1)} dB"
+                f"in denoising LM4LV comes to {number(both[0], 1)} dB, one linear layer without a language model to "
+                f"{number(both[1], 1)} dB"
             ]
     return []
 
@@ -263,10 +279,12 @@ def _runs(source: Source, made: Section) -> None:
                 Node([found["picture"].value], source.gaps, "picture"), source, f"{name}, {task} on {data}"
             )
     if rows:
-        if not made.answers:
-            made.answers += [
-                f"{row[2].text}: {row[1].text} restores to {row[5].text}, from {row[3].text}" for row in rows[:3]
-            ]
+        # Beside a table's answer, what became of other images than the table's.
+        telling = [row for row in rows if not made.answers or not row[2].text.endswith(" on scenes")]
+        made.answers += [
+            f"{row[2].text}, {row[0].text}: {row[1].text} restores to {row[5].text}, from {row[3].text}"
+            for row in telling[:3]
+        ]
         command = "restore train" if train else "restore eval"
         made.blocks.append(
             Table(
@@ -282,25 +300,29 @@ def _runs(source: Source, made: Section) -> None:
 # --- pictures ---
 
 
-def _slides(node: Node, source: Source, title: str) -> Iterator[Block]:
-    """A gallery with a slider over each picture, from what was given to what came out."""
+def _slides(node: Node, source: Source, title: str, how: Mapping[str, str] | None = None) -> Iterator[Block]:
+    """A gallery with a slider over each picture, from what was given to what came out. `how`: of rows, what made them."""
     sheet = images.sheet(node, source.folder)
     if sheet is None:
         return
     labels = list(sheet)
     pictures = [[images.uri(row[i]) for row in sheet.values()] for i in range(min(SHOWN, len(sheet[labels[0]])))]
-    shown = [_shown(label) for label in labels]
+    shown = [_shown(label, how or {}) for label in labels]
     made = [x for label, x in zip(labels, shown, strict=True) if label not in ("given", "truth") and "MAE-r" not in x]
     lm4lv = [x for x in made if "LM4LV" in x]
     yield Slides(title, shown, pictures, shown[0], (lm4lv or made or shown[-1:])[0])
 
 
-def _shown(label: str) -> str:
+def _shown(label: str, how: Mapping[str, str]) -> str:
     """A row of a contact sheet as the page calls it.
 
-    >>> [_shown(x) for x in ("given", "mae alone", "denoise/lm4lv", "lm4lv", "truth")]
-    ['given', 'mae alone (MAE-r)', 'denoise/LM4LV', 'LM4LV', 'truth']
+    >>> [_shown(x, {"flip": "lm4lv"}) for x in ("given", "mae alone", "denoise/lm4lv", "flip", "truth")]
+    ['degraded', 'mae alone (MAE-r)', 'denoise/LM4LV', 'flip: LM4LV', 'truth']
     """
+    if label == "given":
+        return "degraded"
+    if how.get(label) == "lm4lv" and "lm4lv" not in label:
+        return f"{label}: LM4LV"
     if label == "encoder + decoder" or label.endswith(" alone"):
         return f"{label} (MAE-r)"
     return re.sub(r"\blm4lv\b", "LM4LV", label)
