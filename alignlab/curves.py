@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +34,30 @@ def curves(
         if sample is not None and (done % now_and_then == 0 or done == steps):
             sample(writer, done)
 
+    with _refusals_told(folder / "logs"):
+        try:
+            yield watch
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+@contextmanager
+def _refusals_told(folder: Path) -> Iterator[None]:
+    """What the system refuses TensorBoard's thread, as an error of the run that says where and what to do; the thread is silent."""
+    usual = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            usual(args)
+
+    threading.excepthook = hook
     try:
-        yield watch
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        reason = f"cannot write the curves ({error.strerror}); free some space or choose another --out"
+        raise OSError(error.errno, reason, str(folder)) from error
     finally:
-        if writer is not None:
-            writer.close()
+        threading.excepthook = usual

@@ -130,7 +130,8 @@ class Processes:
         return found
 
     def batches(self, n: int, size: int) -> list[range]:
-        """This process' share of `n` items, every `count`-th of the batches of `size`, or of less so that each has some.
+        """This process' share of `n` items, every `count`-th of the batches of `size`, or of less where there
+        are fewer batches than processes.
 
         >>> Processes().batches(5, 2), Processes(1, 2).batches(10, 64)
         ([range(0, 2), range(2, 4), range(4, 5)], [range(5, 10)])

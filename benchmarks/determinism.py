@@ -114,7 +114,9 @@ def main() -> None:
             )
     if given.out:
         about = {"schema": "alignlab.benchmark-determinism/1", "n": given.n, "rows": rows}
-        given.out.write_text(json.dumps({**about, "environment": environment("cpu")}, indent=1) + "\n")
+        described = environment("cpu")
+        described.pop("command")  # that of a command of alignlab
+        given.out.write_text(json.dumps({**about, "environment": described}, indent=1) + "\n")
 
 
 def write_scenes(folder: Path, n: int) -> None:

@@ -81,6 +81,22 @@ def test_a_full_disk_keeps_the_last_state_of_a_training(tmp_path):
     assert read_saved(path) == {"step": 1}
 
 
+def test_a_full_disk_under_the_curves_is_said_by_the_run_and_not_by_a_thread(tmp_path, capfd):
+    from alignlab.curves import curves
+
+    def learn() -> None:
+        with curves(tmp_path, 20_000) as watch:
+            for step in range(10, 20_000, 10):
+                watch(step, {"loss": 1.0})
+
+    with (
+        pytest.raises(OSError, match=r"cannot write the curves .*; free some space or choose another --out"),
+        full_disk(),
+    ):
+        learn()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
 def test_a_folder_that_may_not_be_written_is_said(tmp_path, monkeypatch):
     def refuse(*_):

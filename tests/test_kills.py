@@ -1,4 +1,4 @@
-"""benchmarks/kills.py on small works: three kills of an extraction and of a training, and what they left."""
+"""benchmarks/kills.py on small works: two kills of an extraction and of a training, and what they left."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ ACCEPTED = (
     "a folder (with captions.jsonl, or with a .txt beside each image), "
     "a .jsonl or .csv file, WebDataset shards ('x.tar', 'x-{000..015}.tar', a folder of them), or 'hf:NAME[@REVISION][:SPLIT]'"
 )
+LONGEST_CELL = 2**31 - 1  # characters in a csv file, as a line of a jsonl file may have; csv's own limit is 2**17
 _CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
 
 
@@ -256,15 +257,19 @@ def _read_csv(path: Path) -> Iterator[Entry | Bad]:
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows that are not blank, each with the number of its first line."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    number = 1
+    rows, number = [], 1
+    usual = csv.field_size_limit(LONGEST_CELL)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
-                yield number, row
+                rows.append((number, row))
             number = reader.line_num + 1
     except csv.Error as error:
         # Past a broken quote there is no telling rows apart, so this is not an item to skip.
         raise ValueError(f"{path}: line {number}: {error}; correct the quoting of this row") from error
+    finally:
+        csv.field_size_limit(usual)
+    yield from rows
 
 
 def _from_row(header: list[str], spoken: list[str], row: list[str], root: Path) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -42,9 +43,12 @@ def entries() -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
-    files = [path for path in folder.iterdir() if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
-    changed = max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime)
+    found = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # what a run was writing has its name by now
+            found.append(path.stat())
+    size = sum(one.st_size for one in found)
+    changed = max((one.st_mtime for one in found), default=folder.stat().st_mtime)
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest["schema"] != SCHEMA:

@@ -25,10 +25,15 @@ LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 def write(spec: Spec, file: str | Path) -> list[list[int]]:
     """Write the features of a spec that the store has whole, of which one shard is in memory at a time.
 
-    The file appears whole or not at all. Returns the shapes of its arrays. Raises RuntimeError where the store lacks some, and
+    The file appears whole or not at all; of several processes that write it one does so at a time. bfloat16, which numpy has not,
+    becomes float32. Returns the shapes of its arrays. Raises RuntimeError where the store lacks some, and
     OSError as `whole`.
     """
-    with whole(Path(file)) as unfinished, open(unfinished, "wb") as out:
+    from filelock import FileLock
+
+    path = Path(file)
+    lock = FileLock(spec.folder.with_name(f"{spec.folder.name}.file.lock"))
+    with lock, whole(path) as unfinished, open(unfinished, "wb") as out:
         shapes, places = [], []
         done = 0
         for number, shard in enumerate(shards(spec)):
@@ -45,7 +50,8 @@ def write(spec: Spec, file: str | Path) -> list[list[int]]:
 
 
 def _named(layers: Layers) -> dict[str, Tensor]:
-    return {"layers": layers} if isinstance(layers, Tensor) else {f"layer.{i:04d}": t for i, t in enumerate(layers)}
+    named = {"layers": layers} if isinstance(layers, Tensor) else {f"layer.{i:04d}": t for i, t in enumerate(layers)}
+    return {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in named.items()}
 
 
 def _write_header(out: BinaryIO, spec: Spec, tensors: dict[str, Tensor]) -> list[int]:
@@ -85,8 +91,10 @@ def read(file: str | Path) -> tuple[np.ndarray | list[np.ndarray], dict[str, str
             )
             for name, entry in sorted(header.items())
         }
+        if any(entry["data_offsets"][0] < 0 for entry in header.values()):
+            raise ValueError("an array lies before the first")
         if "layers" not in arrays and set(arrays) != {f"layer.{i:04d}" for i in range(max(1, len(arrays)))}:
             raise ValueError(f"it holds {', '.join(arrays) or 'nothing'}, not layers or layer.0000, layer.0001, ...")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path}: no features as alignlab extract --save writes them ({error})") from error
     return arrays.get("layers", list(arrays.values())), about

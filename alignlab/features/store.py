@@ -28,7 +28,7 @@ Layers = Tensor | list[Tensor]  # [n, L, D], or L of [n, D_l]
 
 @dataclass(frozen=True)
 class Spec:
-    """What features are: the same spec, the same numbers."""
+    """What features are: the same spec, the same numbers, but for the rounding of another batch size or device."""
 
     model: str
     checkpoint: str

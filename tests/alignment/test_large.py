@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,29 @@ class Ragged(Tones):
         return [images.mean((2, 3)), images[:, :, :2, 0].flatten(1)]
 
 
+class Coarse(Tones):
+    name, checkpoint = "coarse", "coarse@1"
+
+    def layers(self, images, pool=None):
+        return super().layers(images, pool).bfloat16()
+
+
+def test_bfloat16_lies_in_a_file_as_float32(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "home"))
+    data = al.load_dataset("scenes", n=20)
+    on_disk = al.extract(Coarse(), data, file=tmp_path / "features.safetensors")
+    np.testing.assert_array_equal(on_disk.layers, al.extract(Coarse(), data).layers.float())
+
+
+def test_several_may_write_the_same_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "home"))
+    data, file = al.load_dataset("scenes", n=300), tmp_path / "features.safetensors"
+    expected = al.extract(Tones(), data).layers.numpy()
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: np.array(al.extract(Tones(), data, file=file).layers), range(16)):
+            np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("encoder", [Tones(), Ragged()])
 def test_extracted_features_lie_in_a_file(encoder, tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "home"))
@@ -247,6 +271,15 @@ def test_files_that_hold_no_features_are_refused(tmp_path):
     file = tmp_path / "no.safetensors"
     for content in (b"", b"\x00" * 100, b"\xff" * 100, b"\x02" + b"\x00" * 7 + b"{}", b"\x02" + b"\x00" * 7 + b"[]"):
         file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"no\.safetensors: no features as alignlab extract --save writes them"):
+            al.open_features(file)
+    for entry in (
+        {"dtype": "F32", "shape": [2**70, 1, 1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1, 1, 1], "data_offsets": [2**70, 2**70 + 4]},
+        {"dtype": "F32", "shape": [1, 1, 1], "data_offsets": [-8, -4]},
+    ):
+        header = json.dumps({"layers": entry}).encode()
+        file.write_bytes(len(header).to_bytes(8, "little") + header + b"\x00" * 4)
         with pytest.raises(ValueError, match=r"no\.safetensors: no features as alignlab extract --save writes them"):
             al.open_features(file)
     with pytest.raises(FileNotFoundError):

@@ -274,6 +274,14 @@ def test_csv(folder: Path) -> None:
     assert [item.meta for item in ds] == [{"label": "red"}, {"label": "lime"}]
 
 
+def test_a_cell_may_be_as_long_as_a_line_of_jsonl(folder: Path) -> None:
+    long = "words " * 50_000  # csv's own limit is 131,072 characters
+    file = write_csv(folder / "long.csv", ["image", "caption"], ["a.png", long], ["b.png", "short"])
+    before = csv.field_size_limit()
+    assert load_dataset(file)[0].captions == (long.strip(),)
+    assert csv.field_size_limit() == before
+
+
 def test_csv_with_numbered_and_listed_captions(folder: Path) -> None:
     file = write_csv(
         folder / "table.csv",

@@ -79,16 +79,6 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-@contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
     """`contextlib.chdir`, which Python 3.10 has not."""
     before = Path.cwd()
     os.chdir(folder)
