@@ -1,4 +1,4 @@
-"""Whole commands in several processes, as `accelerate launch` or torch's launcher starts them: they come to what one comes to."""
+"""Whole commands in several processes, as `accelerate launch` starts them: they come to what one comes to."""
 
 from __future__ import annotations
 
@@ -12,22 +12,15 @@ import pytest
 ALONE = [sys.executable, "-m", "alignlab"]
 
 
-def launched(count: int) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(count),
-        "-m",
-        "alignlab",
-    ]
+def launched(count: int, *what: str) -> list[str]:
+    # Without --multi_gpu accelerate starts one process where there is no GPU. Port 0 is any that is free.
+    options = ["--multi_gpu", "--num_processes", str(count), "--main_process_port", "0"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, *(what or ("-m", "alignlab"))]
 
 
 def done(*command: object) -> str:
     # One thread each, as the launcher has it: with another number of them sums are rounded differently.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     made = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, check=False, timeout=600, env=environment
     )
@@ -41,6 +34,15 @@ def result(folder):
 
 def files(folder) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if "tfevents" not in path.name}
+
+
+def test_the_launcher_starts_as_many_as_it_is_told(tmp_path):
+    """Or the tests below would compare one process with itself."""
+    script = tmp_path / "who.py"
+    script.write_text(
+        "from alignlab.training import processes\nfound = processes('cpu')\nprint(found.rank, found.count)\n"
+    )
+    assert sorted(done(*launched(2, str(script))).split("\n")) == ["", "0 2", "1 2"]
 
 
 @pytest.fixture(scope="module")
