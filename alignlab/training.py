@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from alignlab.files import read_saved, whole
 from alignlab.progress import progress
 
 SAVE_EVERY = 60.0  # seconds
+LONGEST_WAIT = timedelta(hours=12)  # of one process for another; torch's own limits are 10 and 30 minutes
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def processes(device: str = "cpu") -> Processes:
         return Processes()
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu")
+    # One may wait for another as long as that aligns or captions, or waits for features that a third run computes.
+    state = PartialState(cpu=device == "cpu", timeout=LONGEST_WAIT)
     return Processes(state.process_index, state.num_processes)
 
 

@@ -65,6 +65,8 @@ app.add_typer(cache.app, name="cache", rich_help_panel=PARTS)
 app.command("pretrain", rich_help_panel=PARTS)(pretrain.pretrain)
 app.command("doctor", rich_help_panel=PARTS)(doctor.doctor)
 
+# Commands that several processes of a launcher share; the others would do all of their work in each, into the same files.
+SHARED = ("extract", "measure", "reproduce", "caption train", "caption eval", "restore train", "restore eval")
 INTERRUPTED = 130  # what the parser makes of Ctrl-C
 
 
@@ -96,6 +98,14 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def _refuse_launcher(arguments: list[str]) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or {"--help", "-h"} & set(arguments):
+        return
+    command = " ".join(arguments[:2])
+    if command == "reproduce all" or not (command in SHARED or (arguments[:1] and arguments[0] in SHARED)):
+        raise ValueError(f"{command} does all of its work in every process; run it without a launcher")
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit status: 0 done, 1 failed while running, 2 bad arguments or input."""
     warnings.showwarning = _plain_warning
@@ -103,6 +113,7 @@ def run(arguments: list[str] | None = None) -> int:
         app(arguments, standalone_mode=False)
         return 0
     try:
+        _refuse_launcher(sys.argv[1:] if arguments is None else arguments)
         status = app(arguments, standalone_mode=False)  # commands return nothing, the parser a status
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED

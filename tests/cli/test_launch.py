@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -40,9 +41,11 @@ def test_the_launcher_starts_as_many_as_it_is_told(tmp_path):
     """Or the tests below would compare one process with itself."""
     script = tmp_path / "who.py"
     script.write_text(
-        "from alignlab.training import processes\nfound = processes('cpu')\nprint(found.rank, found.count)\n"
+        "import pathlib, sys\nfrom alignlab.training import processes\nfound = processes('cpu')\n"
+        "(pathlib.Path(sys.argv[1]) / f'rank-{found.rank}').write_text(str(found.count))\n"
     )
-    assert sorted(done(*launched(2, str(script))).split("\n")) == ["", "0 2", "1 2"]
+    done(*launched(2, str(script)), tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.glob("rank-*")} == {"rank-0": "2", "rank-1": "2"}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,51 @@ def test_training_and_its_evaluation(training, alone, tmp_path, count):
         for column in ("degraded", "alone", "restored"):
             assert here[column]["psnr"]["mean"] == pytest.approx(there[column]["psnr"]["mean"], rel=1e-5)
             assert here[column]["psnr"]["ci95"] == pytest.approx(there[column]["psnr"]["ci95"], rel=1e-5)
+
+
+OFTEN = """
+import sys
+from alignlab import training
+from alignlab.cli import run
+training.SAVE_EVERY = 0.0
+raise SystemExit(run(sys.argv[1:]))
+"""
+
+
+def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(training, tmp_path):
+    import psutil
+    from safetensors.torch import load_file
+
+    script, out = tmp_path / "often.py", tmp_path / "together"
+    script.write_text(OFTEN)
+    sizes = ["--steps", 60, "--batch-size", 4, "--warmup", 1, "--n", 2]
+    command = list(map(str, [*launched(2, str(script)), *training, *sizes, "--out", out]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as run:
+        deadline = time.monotonic() + 240
+        while not (out / "state.pt").exists() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        (second,) = (child for child in psutil.Process(run.pid).children() if child.environ().get("RANK") == "1")
+        second.kill()
+        _, told = run.communicate(timeout=240)
+    assert run.returncode != 0
+    assert "SIGKILL" in told
+    assert not (out / "result.json").exists()
+    done(*command)
+    done(*ALONE, *training, *sizes, "--out", tmp_path / "alone")
+    here, there = (load_file(folder / "adapters.safetensors") for folder in (out, tmp_path / "alone"))
+    for name, x in there.items():
+        assert float((here[name] - x).norm()) <= 1e-5 * float(x.norm()), name
+
+
+def test_what_is_not_shared_is_refused(tmp_path):
+    command = [*launched(2), "data", "list"]
+    told = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert told.returncode != 0
+    assert "alignlab: data list does all of its work in every process; run it without a launcher" in told.stderr
+    assert told.stdout == ""
 
 
 def test_evaluations(alone, photos, tmp_path):
