@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from alignlab.restoration.targets import Lab
 
 SCHEMA = "alignlab.reproduce-all/1"
+LARGEST_CARD = 80  # GB, of the paper's kind of GPU
 
 
 @dataclass(frozen=True)
@@ -282,5 +283,9 @@ def show_plan(console: Any, plan: dict[str, Any]) -> None:
     console.print(table)
     device = "GPU memory" if plan["rate_tflops"] is None else "memory"
     console.print(f"{device} at most: {plan['memory_gb']:.1f} GB; weights to get: {plan['download_gb']:.2f} GB")
+    if plan["rate_tflops"] is None and plan["memory_gb"] > LARGEST_CARD:
+        console.print(
+            f"A card of {LARGEST_CARD} GB does not hold that: a larger --accumulate takes less, in as much time."
+        )
     show_costs(console, plan)
     console.print("not counted: measure, reconstruct, the probes and analyses, which read finished runs.")

@@ -6,7 +6,20 @@ from collections.abc import Sequence
 
 from alignlab.analysis.words import MEASURES, ROWS, measure, si
 from alignlab.report import figures, images
-from alignlab.report.blocks import Block, Cell, Fold, Lines, Picture, Section, Table, cell, number, with_interval
+from alignlab.report.blocks import (
+    Block,
+    Cell,
+    Fold,
+    Lines,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    cell,
+    listed,
+    number,
+    with_interval,
+)
 from alignlab.report.node import Node
 from alignlab.report.source import Source, of_kind
 
@@ -225,6 +238,13 @@ def plan(sources: Sequence[Source]) -> Section | None:
             rate = node["rate_tflops"].number(optional=True)
             how = f"at {number(rate, 2)} TFLOP/s, measured" if rate is not None else "on the paper's GPUs"
             title = f"{node['title'].text(source.name)}: {number(node['hours_left'].number(), 1)} hours left, {how}"
+            needs = [need["name"].text() for need in node["weights"].each(optional=True) if need["here"].value is False]
+            weights = f"{number(node['download_gb'].number(), 1)} GB of weights to get{f' ({listed(needs)})' if needs else ''}"
+            made.blocks.append(
+                Paragraph(
+                    f"{title}; {number(node['memory_gb'].number(), 1)} GB of memory at most, on each GPU; {weights}."
+                )
+            )
             made.blocks.append(Fold(title, [Table(title, headings, rows, numeric=(5, 6, 7))]))
         needs = []
         for need in node["weights"].each(optional=True):
