@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -91,16 +89,11 @@ def laboratory(encoders: list[str], llm: str | None, data: str) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; nan and inf are refused, as JSON has none."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    from alignlab.files import whole
+
+    with whole(path) as unfinished:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot be written ({error.strerror}); choose another place", str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, option: str) -> None:

@@ -8,7 +8,6 @@ of 5) is held out and never enters the pool.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 from alignlab.data import ImageTextDataset, load_dataset
 from alignlab.data.render import render
 from alignlab.data.scenes import sample_scene
+from alignlab.files import whole
 from alignlab.paths import home
 from alignlab.progress import progress
 
@@ -66,27 +66,19 @@ def held_out(data: ImageTextDataset) -> list[int]:
 
 
 def _fill(path: Path, parts: Iterator[np.ndarray], config: PoolConfig, label: str) -> None:
-    unfinished, count = path.with_suffix(".tmp"), config.count
+    count = config.count
     shape = (count, config.size, config.size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    try:
-        # Written, not mapped: a full disk is then an error that can be told, not a signal that kills.
-        with open(unfinished, "wb") as out, progress(label, count, "pictures") as tick:
-            np.lib.format.write_array_header_1_0(out, header)
-            at = 0
-            for part in parts:
-                part = part.reshape(-1, *shape[1:])[: count - at]
-                out.write(np.ascontiguousarray(part).tobytes())
-                at += len(part)
-                tick(at)
-        os.replace(unfinished, path)
-    except OSError as error:
-        reason = (
-            f"cannot keep the training pictures ({error.strerror}); free some space or point ALIGNLAB_HOME elsewhere"
-        )
-        raise OSError(error.errno, reason, str(path)) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    refused = "cannot keep the training pictures", "free some space or point ALIGNLAB_HOME elsewhere"
+    # Written, not mapped: a full disk is then an error that can be told, not a signal that kills.
+    with whole(path, *refused) as unfinished, open(unfinished, "wb") as out, progress(label, count, "pictures") as tick:
+        np.lib.format.write_array_header_1_0(out, header)
+        at = 0
+        for part in parts:
+            part = part.reshape(-1, *shape[1:])[: count - at]
+            out.write(np.ascontiguousarray(part).tobytes())
+            at += len(part)
+            tick(at)
 
 
 def open_pool(source: str, config: PoolConfig) -> np.ndarray:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from alignlab.files import whole
 from alignlab.report.blocks import Block, Captions, Fold, Paragraph, Picture, Section, Slides, listed
 from alignlab.report.sections import alignment, analysis, captions, layers, provenance, restoration
 from alignlab.report.source import Source, read_all
@@ -69,17 +69,9 @@ def write_report(paths: Sequence[str | Path], out: str | Path, title: str = "", 
     sources = read_all([Path(path) for path in paths])
     html, sections, gaps = render(sources, title, lacking)
     target = Path(out)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with whole(target, remedy="choose another --out") as unfinished:
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(html, encoding="utf-8")
-        os.replace(unfinished, target)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot be written ({error.strerror}); choose another --out", str(target)
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return Written(target, len(html.encode()), [section.title for section in sections], gaps)
 
 
