@@ -402,6 +402,18 @@ def test_the_sentences_about_single_layers_are_those_of_the_result_file():
     assert not {19, 20, 22, 25} & set(sorted(means, key=means.__getitem__)[-10:])
 
 
+def test_the_sentence_about_random_weights_is_that_of_the_result_file():
+    result = json.loads((ROOT / "reports" / "results" / "fig7" / "result.json").read_text())
+    rows = {row["name"]: row["evaluations"][0] for row in result["rows"]}
+    ends = {name: one["restored"]["psnr"]["mean"] for name, one in rows.items()}
+    apart = [ends[f"{task}/trained"] - ends[f"{task}/random"] for task in ("denoise", "rotate")]
+    assert ends["denoise/random"] < rows["denoise/random"]["degraded"]["psnr"]["mean"]  # "below what was given"
+    assert (
+        f"denoising ends at {ends['denoise/random']:.2f} dB, {apart[0]:.2f} below the trained one and below what was given; "
+        f"rotation, which neither has learnt, {apart[1]:.2f} below."
+    ) in " ".join(README.split())
+
+
 def test_the_sentences_about_copying_are_those_of_the_result_file():
     result = json.loads((ROOT / "reports" / "results" / "induction" / "result.json").read_text())
     section = README.partition("### Layer by layer")[2].partition("### Reports")[0]

@@ -152,7 +152,7 @@ class _Bench:
         if how == "lm4lv" and encoder == self.lab.main and plan.llm == self.lab.llm:
             known = {"alone" if c == "MAE-r" else c: x for c, x in paper.TABLE2.get(task, {}).items()}
             known |= {"restored": known.pop("LM4LV")} if known else {}
-        elif encoder == self.lab.main and how in paper.TABLE3.get(task, {}):
+        elif how != "lm4lv" and encoder == self.lab.main and how in paper.TABLE3.get(task, {}):
             known = {"restored": paper.TABLE3[task][how]}
         return Row(name, replace(self.common, design=plan), known)
 

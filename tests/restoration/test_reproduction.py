@@ -94,6 +94,9 @@ def test_what_the_laboratories_train():
     # The paper's models by their names, in its laboratory alone.
     assert {row.name for row in target("table7", PAPER).rows} | {"MAE-r"} == set(paper.TABLE7)
     assert [row.name for row in target("table7", EMBEDDED).rows if row.paper] == ["smollm2"]
+    # The paper's figures are of a trained language model, whole.
+    assert [row.name for row in target("fig7", EMBEDDED).rows if row.paper] == ["denoise/trained", "rotate/trained"]
+    assert [row.name for row in target("depth", EMBEDDED).rows if row.paper] == ["mae+position/all"]
     assert "repeat/pca" not in {row.name for row in target("fig4", PAPER).rows}
 
 
