@@ -366,10 +366,12 @@ def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_fi
         for name in ("fig5", "denoise-photos", "denoise-both")
     )
     words = " ".join(README.split())
-    done = {row["name"]: row["evaluations"][0] for row in fig5["rows"] if row["status"] == "done"}
-    plain, causal = (done[name]["restored"]["psnr"]["mean"] for name in ("vit-llm", "vit-llm+causal"))
-    assert f"come to {plain:.2f} dB without a causal mask, as the paper has it, and to {causal:.2f} with one" in words
-    assert len(fig5["rows"]) - len(done) == 2  # "two of its rows are not finished"
+    done = {row["name"]: row["evaluations"][0]["restored"]["psnr"]["mean"] for row in fig5["rows"]}
+    plain, mask, turned, both_back = (done[f"vit-llm{x}"] for x in ("", "+causal", "+rotary", "+causal+rotary"))
+    assert (
+        f"come to {plain:.2f} dB without a causal mask and positions, as the paper has it, to {turned:.2f} with positions, "
+        f"{mask:.2f} with the mask and {both_back:.2f} with both"
+    ) in words
     (one,) = photos["results"]
     assert (one["checkpoint"], one["data"]["name"], one["n"]) == ("denoise-mae-smollm2", "photos", 200)
     assert f"{one['restored']['psnr']['mean']:.2f} dB from {one['degraded']['psnr']['mean']:.2f}" in words
