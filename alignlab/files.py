@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def whole(path: Path, what: str = "cannot be written", remedy: str = "choose another place") -> Iterator[Path]:
+def whole(
+    path: Path, what: str = "cannot be written", remedy: str = "choose another place", several: bool = False
+) -> Iterator[Path]:
     """A path beside `path` to write to; it takes that name once it is written to the end, and goes where it is not.
 
-    It is always the same, so that the next run writes over what a killed one left there: for files that one process writes.
+    It is always the same, so that the next run writes over what a killed one left there; of `several` that write the same file
+    at once each has its own.
     Raises OSError, "WHAT (reason); REMEDY", for what the system refuses, whichever library reports it in whichever way.
     """
-    unfinished = path.with_name(f".{path.name}")
+    own = f".{os.getpid()}-{threading.get_ident()}" if several else ""
+    unfinished = path.with_name(f".{path.name}{own}")
     try:
         yield unfinished
         _settle(unfinished)

@@ -74,7 +74,14 @@ def place(tmp_path_factory, blurs, small_llm):
         patch.setattr(batches, "PoolConfig", functools.partial(PoolConfig, count=32))  # rendering 12,000 takes minutes
         with pytest.MonkeyPatch.context() as there:
             there.chdir(folder)
-            assert run(shlex.split(f"restore train --task denoise --out runs/denoise {TINY_TRAINING}")) == 0
+            assert (
+                run(
+                    shlex.split(
+                        f"restore train --task denoise --encoder mae+position --out runs/denoise {TINY_TRAINING}"
+                    )
+                )
+                == 0
+            )
         # A second checkpoint is all that is wanted.
         shutil.copytree(folder / "runs" / "denoise", folder / "runs" / "rotate")
         yield folder

@@ -25,15 +25,10 @@ LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 def write(spec: Spec, file: str | Path) -> list[list[int]]:
     """Write the features of a spec that the store has whole, of which one shard is in memory at a time.
 
-    The file appears whole or not at all; of several processes that write it one does so at a time. bfloat16, which numpy has not,
-    becomes float32. Returns the shapes of its arrays. Raises RuntimeError where the store lacks some, and
-    OSError as `whole`.
+    The file appears whole or not at all; several may write it at once. bfloat16, which numpy has not, becomes float32.
+    Returns the shapes of its arrays. Raises RuntimeError where the store lacks some, and OSError as `whole`.
     """
-    from filelock import FileLock
-
-    path = Path(file)
-    lock = FileLock(spec.folder.with_name(f"{spec.folder.name}.file.lock"))
-    with lock, whole(path) as unfinished, open(unfinished, "wb") as out:
+    with whole(Path(file), several=True) as unfinished, open(unfinished, "wb") as out:
         shapes, places = [], []
         done = 0
         for number, shard in enumerate(shards(spec)):

@@ -157,6 +157,8 @@ def _question(sources: Sequence[Source]) -> str:
 
 def _names(value: Any, encoders: dict[str, None], llms: dict[str, None]) -> None:
     if isinstance(value, dict):
+        if value.get("status") == "missing":  # a row of a table whose run is not there
+            return
         for key, found in (("encoder", encoders), ("llm", llms)):
             name = value.get(key)
             if isinstance(name, dict):
