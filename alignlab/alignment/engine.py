@@ -19,7 +19,7 @@ from alignlab.alignment.kernel_pairs import FORMS, FactorPairs, KernelPairs
 from alignlab.alignment.layers import Layers, repeated
 from alignlab.alignment.pairs import STATES, EachPair, LayerPairs, StatePairs
 from alignlab.alignment.result import Alignment, Best, MetricResult
-from alignlab.alignment.settings import LISTS, check_sizes, choose_approximations, chosen, settle
+from alignlab.alignment.settings import LISTS, check_sizes, choose_approximations, entries_of, settle
 from alignlab.metrics import Metric, kernels, neighbours
 from alignlab.metrics.inputs import check_count, is_same
 from alignlab.metrics.permutation import LEAST, feature_moments, kernel_moments, pearson3_p, permutation_moments
@@ -91,7 +91,7 @@ def align(
     >>> round(result.best("cka").score, 4), result.best("cka").p
     (1.0, 0.05)
     """
-    entries = chosen(metrics)
+    entries = entries_of(metrics)
     for name, value in (("nulls", nulls), ("resamples", resamples), ("split_half", split_half), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
             raise ValueError(f"{name} must be a whole number, 0 or more, got {value}")

@@ -15,7 +15,8 @@ LISTS = ("mutual_knn", "jaccard_knn", *GRAPHS)
 APPROXIMATIONS = ("faiss", "minibatch")
 
 
-def chosen(metrics: Sequence[str]) -> list[Metric]:
+def entries_of(metrics: Sequence[str]) -> list[Metric]:
+    """The metrics of these names, each once; ValueError for an unknown name and for none."""
     if isinstance(metrics, str):
         raise ValueError(f"metrics must be a list of names, got {metrics!r}; write [{metrics!r}]")
     if not metrics:

@@ -91,7 +91,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; nan and inf are refused, as JSON has none."""
     from alignlab.files import whole
 
-    with whole(path) as unfinished:
+    with whole(path, several=True) as unfinished:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -69,7 +69,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path, title: str = "", 
     sources = read_all([Path(path) for path in paths])
     html, sections, gaps = render(sources, title, lacking)
     target = Path(out)
-    with whole(target, remedy="choose another --out") as unfinished:
+    with whole(target, remedy="choose another --out", several=True) as unfinished:
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(html, encoding="utf-8")
     return Written(target, len(html.encode()), [section.title for section in sections], gaps)
