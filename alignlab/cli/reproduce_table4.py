@@ -46,7 +46,9 @@ def reproduce_table4(
     if todo and not no_train:
         table4.refuse_others(found)
         table4.check_encoders(todo, laboratory, pick_device(device))
-        refuse_what_cannot_run(lab, _needs(todo), _sources(todo), device, "--data, --test and --align-on name")
+        refuse_what_cannot_run(
+            lab, _needs(todo, laboratory), _sources(todo), device, "--data, --test and --align-on name"
+        )
     chosen = pick_device(device)
     first = processes(chosen).rank == 0
     if first:
@@ -77,12 +79,12 @@ def _sources(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sets))
 
 
-def _needs(rows: Sequence[Row]) -> list[Any]:
+def _needs(rows: Sequence[Row], lab: Lab) -> list[Any]:
     from alignlab.models.variant import parse
     from alignlab.restoration.estimate import need
 
     names = (name for row in rows for name in (row.encoder, row.experiment.design.llm))
-    return [need(name) for name in dict.fromkeys(parse(name).base for name in names)]
+    return [need(name) for name in dict.fromkeys([*(parse(name).base for name in names), lab.judge])]
 
 
 # --- the plan ---
@@ -133,7 +135,7 @@ def plan(lab: Lab, found: Sequence[Place], parts: int, device: str | None) -> di
         "judge": lab.judge,
         "rows": rows,
         "hours_left": sum(row["hours_left"] or 0.0 for row in rows),
-        "weights": plain_needs(_needs([place.row for place in found])),
+        "weights": plain_needs(_needs([place.row for place in found], lab)),
         "data": list(sources),
         "data_missing": missing_data(sources),
         "rate_tflops": None if rate is None else rate / 1e12,

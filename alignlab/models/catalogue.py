@@ -105,7 +105,8 @@ def hub_has(name: str) -> bool:
     def cached(file: str) -> bool:
         return isinstance(try_to_load_from_cache(name, file), str)
 
-    stored = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    stored = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"]
+    stored += ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     return any(map(cached, stored))
 
 
@@ -218,6 +219,18 @@ CATALOGUE = (
         image_size=64,
         shipped="clip-tiny",
         note="the judge of captions; reads 48 tokens of text",
+    ),
+    Known(
+        "ViT-B-32/openai",
+        "part",
+        "CLIP",
+        151_277_313,
+        tokens=77,
+        width=512,
+        image_size=224,
+        licence="MIT",
+        hub="timm/vit_base_patch32_clip_224.openai",
+        note="the paper's judge of captions, by open_clip",
     ),
     Known("dvae-tiny", "part", "dVAE", 1_872_750, tokens=64, image_size=64, shipped="dvae-tiny"),
     Known(

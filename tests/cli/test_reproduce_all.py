@@ -53,6 +53,7 @@ def test_the_plan_counts_every_run_once(tmp_path, capsys):
     assert found["hours_left"] == pytest.approx(sum(row["hours_left"] for row in found["rows"]))
     assert found["memory_gb"] == max(row["memory_gb"] for row in found["rows"])
     assert found["download_gb"] > 20
+    assert {"ViT-B-32/openai", "bytetriper/vit-mae-r", "dall-e"} <= {need["name"] for need in found["weights"]}
     told = capsys.readouterr().out
     assert "GPU memory at most" in told
     assert "weights: meta-llama/Llama-2-7b-chat-hf: to get" in told
