@@ -60,20 +60,32 @@ def _opened(browser, report, width, height, scheme):
     context.close()
 
 
-def test_it_fits_a_phone_without_sideways_scrolling(phone):
-    phone.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert phone.evaluate("document.documentElement.scrollWidth") == 390
-    assert phone.evaluate("document.body.scrollWidth") <= 390
+def _fits_and_reads_well(opened, width):
+    """No sideways scrolling, no serious finding of axe-core, no picture without words; with everything unfolded."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    opened.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    assert opened.evaluate("document.body.scrollWidth") <= width
+    found = Axe().run(opened).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in SERIOUS] == []
+    assert opened.locator("img:not([alt]), img[alt='']").count() == 0
 
 
 @pytest.mark.parametrize("screen", ["page", "phone"])
-def test_axe_finds_nothing_serious(request, screen):
-    from axe_playwright_python.sync_playwright import Axe
-
+def test_it_fits_the_screen_and_axe_finds_nothing_serious(request, screen):
     opened = request.getfixturevalue(screen)
-    opened.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    found = Axe().run(opened).response["violations"]
-    assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in SERIOUS] == []
+    _fits_and_reads_well(opened, opened.viewport_size["width"])
+
+
+@pytest.mark.parametrize("which", ["one measurement", "the committed page of all"])
+def test_so_do_one_measurement_and_everything(browser, which, tmp_path):
+    path = RESULTS.parent / "embedded.html"
+    if which == "one measurement":
+        path = write_report([RESULTS / "measure-scenes"], tmp_path / "one.html").path
+    for width, height, scheme in ((1280, 900, "dark"), (390, 844, "light")):
+        for opened in _opened(browser, path, width, height, scheme):
+            _fits_and_reads_well(opened, width)
 
 
 def test_a_heading_sorts_its_table_by_numbers_and_back(page):
