@@ -13,9 +13,10 @@ from typing import Any
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a result or a card records of where it was made."""
+    """What a result or a card records of where it was made; `seconds` is how long the process had run by then."""
     from importlib.metadata import version
 
+    import psutil
     import torch
 
     packages = ("torch", "transformers", "timm", "numpy", "scipy")
@@ -29,6 +30,7 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": device,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(time.time() - psutil.Process().create_time(), 1),
     }
 
 

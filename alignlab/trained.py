@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from alignlab.files import write_tensors
+from alignlab.models.weights import sha256_file
 
 ADAPTERS = "adapters.safetensors"
 Made = TypeVar("Made")
@@ -41,6 +42,11 @@ def read(folder: Path, command: str) -> tuple[dict[str, Any], dict[str, Tensor]]
         return {part: dict(described[part]) for part in ("design", "frozen", "about")}, state
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise damaged(folder, command) from error
+
+
+def checkpoint(folder: Path) -> str:
+    """What was trained as results name it: the folder's name and the SHA-256 of the file, `denoise-mae@sha256:...`."""
+    return f"{folder.resolve().name}@sha256:{sha256_file(folder / ADAPTERS)}"
 
 
 def made(cls: type[Made], values: dict[str, Any]) -> Made:

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from alignlab import trained
 from alignlab.restoration import design
 from alignlab.restoration.coordinates import POSITION
 from alignlab.trained import ADAPTERS
@@ -74,6 +75,7 @@ class Adapters:
     """
 
     name: str
+    checkpoint: str
     plan: design.Design
     weights: tuple[Tensor, ...]
     learnt: Affine
@@ -157,7 +159,7 @@ def read(name: str) -> Adapters:
         whitening = _whitening(coordinates, len(learnt.bias)) if plan.features == "whitened" else None
     except ValueError as error:
         raise ValueError(f"{folder / ADAPTERS}: {error}") from error
-    return Adapters(folder.resolve().name, plan, weights, learnt, whitening)
+    return Adapters(folder.resolve().name, trained.checkpoint(folder), plan, weights, learnt, whitening)
 
 
 def _whitening(state: dict[str, Tensor], d: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,7 +251,7 @@ def random_like(adapters: Adapters, draws: int = 50, seed: int = 0) -> dict[str,
         for weight in reversed(adapters.weights):
             drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
             matrix = drawn * weight.square().mean().sqrt() @ matrix
-        drawn_as = Adapters(adapters.name, adapters.plan, (), Affine(matrix, matrix[0] * 0), adapters.whitening)
+        drawn_as = replace(adapters, weights=(), learnt=Affine(matrix, matrix[0] * 0))
         for where, affine in drawn_as.coordinates().items():
             s = torch.linalg.svdvals(affine.matrix)
             found.setdefault(where, []).append((measures(affine.matrix, s), s.numpy()))
@@ -291,6 +293,7 @@ def analyse(adapters: Adapters, draws: int = 50, seed: int = 0) -> dict[str, Any
         }
     return {
         "checkpoint": adapters.name,
+        "trained": adapters.checkpoint,
         "design": adapters.plan.plain(),
         "width": adapters.width,
         "llm_width": adapters.weights[0].shape[1] if len(adapters.weights) > 1 else None,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignlab import trained
 from alignlab.captioning import fit
 from alignlab.captioning.clip import CLIPScorer
 from alignlab.captioning.evaluation import Evaluation, Subjects, captioned, evaluate, find_judge, subjects
@@ -182,6 +183,7 @@ def run(
             gallery = show(test, captions, out / picture, f"{plan.plain()['encoder']} read by {plan.plain()['llm']}")
             said = {**plain(test, found), "beams": 1, "longest": LONGEST}
             result["evaluations"].append({**said, "picture": picture, "gallery": gallery})
+        result["trained"] = trained.checkpoint(out)
         result["environment"] = environment(device)
         with whole(out / RESULT) as unfinished:
             unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

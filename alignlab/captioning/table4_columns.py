@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignlab import trained
 from alignlab.captioning.evaluation import CLIP, RESAMPLES, SEED
 from alignlab.captioning.table4 import METRICS, Place, read_alignment, read_captions
 
@@ -71,7 +72,7 @@ def _row(place: Place) -> dict[str, Any]:
         evaluation = {**evaluation, "each": each}
         described |= {key: captions[key] for key in ("frozen", "data", "subset", "recipe", "environment")}
         described |= {key: captions["learnt"][key] for key in ("images", "learnt", "parameters", "seconds", "log")}
-        described["evaluation"] = evaluation
+        described |= {"trained": trained.checkpoint(place.where), "evaluation": evaluation}
         models += [(f"encoder of {row.name}", captions["frozen"]["encoder"]), ("llm", captions["frozen"]["llm"])]
         models += [("judge", str(evaluation["judge"])), ("test data", evaluation["data"]["fingerprint"])]
     if aligned is not None:

@@ -178,6 +178,7 @@ def evaluate(
 
     Example: alignlab caption eval --checkpoint runs/caption-mae --control runs/caption-mae-random
     """
+    from alignlab import trained
     from alignlab.captioning import evaluation, fit
     from alignlab.captioning.experiment import caption_all, open_test, plain, show, shown_judge
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
@@ -238,6 +239,7 @@ def evaluate(
                 "checkpoint": one.resolve().name,
                 "design": plan.plain(),
                 "frozen": described["frozen"],
+                "trained": trained.checkpoint(one),
                 "learnt": described["about"],
                 "control": None if theirs is None else theirs.resolve().name,
                 "laboratory": lab,

@@ -154,6 +154,7 @@ def _trained(
     part of a result."""
     import torch
 
+    from alignlab import trained
     from alignlab.data.degradations import pair
     from alignlab.provenance import shown
     from alignlab.restoration.design import find, load, read
@@ -179,6 +180,7 @@ def _trained(
         "checkpoint": find(checkpoint).resolve().name,
         "design": plan.plain(),
         "frozen": described["frozen"],
+        "trained": trained.checkpoint(find(checkpoint)),
         "task": chosen,
         "data": {"name": test.data.name, "fingerprint": test.data.fingerprint, "items": len(test.data)},
         "n": len(test),

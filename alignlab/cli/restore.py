@@ -247,6 +247,7 @@ def evaluate(
 
     Example: alignlab restore eval --checkpoint runs/denoise --data my-photos/
     """
+    from alignlab import trained
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
     from alignlab.provenance import environment, shown
     from alignlab.restoration.design import find, load, read
@@ -303,6 +304,7 @@ def evaluate(
                 save_grid(found.shown, folder / f"{label}.jpg", f"{one}, {model.how}")
                 sheet = save_sheet(found.shown, folder / f"{label}-sheet.png")
                 row = {"checkpoint": find(name).resolve().name, "design": plan.plain(), "frozen": described["frozen"]}
+                row["trained"] = trained.checkpoint(find(name))
                 results.append({**row, "picture": f"{label}.jpg", "sheet": sheet, **plain})
     if folder is None:
         return

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from alignlab import trained
 from alignlab.data import ImageTextDataset, load_dataset, resize, to_tensor
 from alignlab.data.degradations import Task
 from alignlab.files import whole, write_tensors
@@ -160,6 +161,7 @@ def run(
                 sheet = save_sheet(found.shown, out / f"{name}-{task}-sheet.png")
                 result["evaluations"].append({**plain, "picture": picture, "sheet": sheet})
     if among.rank == 0:
+        result["trained"] = trained.checkpoint(out)
         result["environment"] = environment(device)
         with whole(out / RESULT) as unfinished:
             unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

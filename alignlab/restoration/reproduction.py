@@ -251,7 +251,7 @@ def _row(place: Place) -> dict[str, Any]:
         "design": _plain(row.experiment.design.plain()),
         "paper": {column: {k: _finite(x) for k, x in figures.items()} for column, figures in row.paper.items()},
     }
-    result = _result(place.where)
+    result = _result(place.where) if (place.where / trained.ADAPTERS).is_file() else None
     if result is None or not _same(result, row.experiment, longer=place.standing.state == "done"):
         return {**described, "status": "missing" if described["status"] == "to do" else described["status"]}
     return {
@@ -262,6 +262,7 @@ def _row(place: Place) -> dict[str, Any]:
         "parameters": result["learnt"]["parameters"],
         "seconds": result["learnt"]["seconds"],
         "frozen": result["frozen"],
+        "trained": trained.checkpoint(place.where),
         "data": result["data"],
         "recipe": result["recipe"],
         "evaluations": result["evaluations"],

@@ -244,6 +244,7 @@ def test_eval(trained, photos, tmp_path, capsys, report_of):
     assert "alignlab restore eval" in page
     assert "alignlab restore train" in page
     assert "denoise on" in page
+    assert {one["trained"].partition("@")[2][:7] for one in result["results"]} == {"sha256:"}
     for one in result["results"]:  # what training measured, on the pictures it left out
         for column in ("degraded", "alone", "restored", "gain"):
             for figure in ("psnr", "ssim"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,8 @@ def test_an_interrupted_run_goes_on_and_what_is_not_done_is_missing(tmp_path, la
     found = places(what, lab, tmp_path)
     rows = gather(what, found)
     assert [row["status"] for row in rows] == ["missing", "done"]
+    file = (found[1].where / ADAPTERS).read_bytes()
+    assert rows[1]["trained"] == f"{found[1].where.name}@sha256:{sha256(file).hexdigest()}"
     assert readings(what, rows)[0] == "lm4lv: missing"
     assert len(readings(what, rows)) == 2  # no difference with what is not there
 

@@ -106,7 +106,7 @@ def _seed(node: Node) -> str:
 
 
 def _seconds(node: Node) -> float | None:
-    """Of computing, where a result counts them."""
+    """Of computing, where a result counts them; else of the whole command."""
     seconds = node["seconds"].value
     if isinstance(seconds, dict):
         seconds = sum(x for x in seconds.values() if isinstance(x, int | float))
@@ -117,8 +117,8 @@ def _seconds(node: Node) -> float | None:
         spent = [
             row["seconds"] for row in rows if isinstance(row, dict) and isinstance(row.get("seconds"), int | float)
         ]
-        seconds = sum(spent) if spent else None
-    return seconds if seconds is None else float(seconds)
+        seconds = sum(spent) if spent else node["environment"]["seconds"].value
+    return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def _runs(node: Node) -> Iterator[str]:
