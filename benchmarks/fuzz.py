@@ -2,9 +2,9 @@
 
     python benchmarks/fuzz.py [--inputs 10000] [--only KIND ...] [--seed 0] [--out FILE]
 
-The kinds are those of tests/fuzz/ (images, sets of data, checkpoints, result files, command lines), of which the tests try a
-few; the inputs are spread over the kinds, more of those that are cheap. Prints for each kind how many were tried, how many
-ended in exit 0, 1 and 2, and of each finding the smallest input that shows it. Exits 1 where there is one.
+The kinds are those of tests/fuzz/ (images, sets of data, checkpoints, features, result files, command lines), of which the
+tests try a few; the inputs are spread over the kinds, more of those that are cheap. Prints for each kind how many were tried,
+how many ended in exit 0, 1 and 2, and of each finding the smallest input that shows it. Exits 1 where there is one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ SHARES = {
     **dict.fromkeys((kind.name for kind in fuzz_images.KINDS), 36),
     **dict.fromkeys((kind.name for kind in fuzz_datasets.KINDS), 14),
     **dict.fromkeys((kind.name for kind in fuzz_checkpoints.KINDS), 3),
-    **{"correlation": 1, "reproduce": 3, "report": 1, "command line": 16},
+    **{"correlation": 1, "reproduce": 3, "report": 1, "command line": 16, "working line": 2},
+    **{"features file": 14, "store": 1},
 }
 KINDS = (*fuzz_images.KINDS, *fuzz_datasets.KINDS, *fuzz_checkpoints.KINDS, *fuzz_results.KINDS, *fuzz_commands.KINDS)
 STUCK = 600.0  # seconds after which an input that cannot be interrupted ends the script, with where it is

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from alignlab.cli import run
 
 WITHIN = 60.0  # seconds of computing that one input may take, the first with what it imports
+AT_LAST = 300.0  # seconds by the clock: what waits for something that never comes computes nothing
 LONGEST = 2_000  # characters of an answer
 OUT = "out"  # the one folder, in that of an input, where files may appear
 
@@ -59,7 +60,7 @@ def try_one(kind: Kind, given: Any) -> int:
             try:
                 status = kind.answer(given, folder)
             except Endless:
-                raise Finding(f"it takes longer than {WITHIN:.0f} s") from None
+                raise Finding(f"it computes longer than {WITHIN:.0f} s, or waits longer than {AT_LAST:.0f} s") from None
         if made := _listing(Path(scratch), folder / OUT) - before:
             raise Finding(f"it writes outside its output folder: {sorted(made)[0]}")
         return status
@@ -90,18 +91,23 @@ def _inside(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
-    """`Endless` after so many seconds of this process' own computing, however busy the machine is."""
+    """`Endless` after so many seconds of this process' own computing, however busy the machine is, and after many more by
+    the clock."""
 
     def stop(*_: object) -> None:
         raise Endless
 
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, WITHIN)
+    timers = ((signal.SIGPROF, signal.ITIMER_PROF, WITHIN), (signal.SIGALRM, signal.ITIMER_REAL, AT_LAST))
+    before = [(number, signal.signal(number, stop)) for number, _, _ in timers]
+    for _, timer, seconds in timers:
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        for _, timer, _ in timers:
+            signal.setitimer(timer, 0)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def called(function: Callable[[], object]) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import fuzz_checkpoints
 import fuzz_commands
 import fuzz_datasets
+import fuzz_features
 import fuzz_images
 import fuzz_results
 import pytest
@@ -20,8 +22,15 @@ from alignlab.cli import run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the limit of an input's time needs signals")
 
-SLOW = {"checkpoint: mae": 4, "checkpoint: llm": 4, "report": 4, "correlation": 4, "reproduce": 4}
-KINDS = (*fuzz_images.KINDS, *fuzz_datasets.KINDS, *fuzz_checkpoints.KINDS, *fuzz_results.KINDS, *fuzz_commands.KINDS)
+SLOW = {"checkpoint: mae": 4, "checkpoint: llm": 4, "report": 4, "correlation": 4, "reproduce": 4, "store": 4, "working line": 8}
+KINDS = (
+    *fuzz_images.KINDS,
+    *fuzz_datasets.KINDS,
+    *fuzz_checkpoints.KINDS,
+    *fuzz_features.KINDS,
+    *fuzz_results.KINDS,
+    *fuzz_commands.KINDS,
+)
 NAMED = {kind.name: kind for kind in KINDS}
 
 
@@ -120,12 +129,13 @@ def test_findings_are_found(answer, said):
         try_one(lying(answer), b"")
 
 
-def test_what_does_not_end_is_found(monkeypatch):
-    monkeypatch.setattr("fuzzing.WITHIN", 0.2)
+def computes():
+    while True:
+        pass
 
-    def endless(given, folder):
-        while True:
-            pass
 
-    with pytest.raises(Finding, match="it takes longer than"):
-        try_one(lying(endless), b"")
+@pytest.mark.parametrize(("limit", "endless"), [("WITHIN", computes), ("AT_LAST", lambda: time.sleep(3600))])
+def test_what_does_not_end_is_found(monkeypatch, limit, endless):
+    monkeypatch.setattr(f"fuzzing.{limit}", 0.2)
+    with pytest.raises(Finding, match="it computes longer than"):
+        try_one(lying(lambda given, folder: endless()), b"")
