@@ -1,10 +1,11 @@
-"""What changes a number: `alignlab measure` again with one thing changed at a time, on the same machine.
+"""What changes a number: `alignlab measure` and `restore eval` again with one thing changed at a time, on the same machine.
 
-    python benchmarks/determinism.py [--n 512] [--out FILE]
+    python benchmarks/determinism.py [--n 512] [--images 16] [--out FILE]
 
 Each row is a run of its own with a cache of its own (but "again", which has the first run's), compared with the first: the
 largest difference of any layer's feature, over the largest feature of that layer, and the largest difference of any score
-of any pair of layers, of mutual k-NN and CKA.
+of any pair of layers, of mutual k-NN and CKA. "restored" is the largest difference of any of `--images` pictures' PSNR, in dB,
+as the shipped denoising adapters restore them (`restore eval`, bfloat16).
 """
 
 from __future__ import annotations
@@ -61,6 +62,17 @@ def measured(home: Path, out: Path, threads: int, launcher: list[str], options: 
     return json.loads((out / "result.json").read_text())
 
 
+def restored(home: Path, out: Path, threads: int, launcher: list[str], options: list[str], n: int) -> list[float]:
+    """PSNR of each picture, restored in its own process."""
+    few = out.parent / "few.jsonl"
+    few.write_text("".join((out.parent / "scenes.jsonl").read_text().splitlines(keepends=True)[:n]))
+    command = ["-m", "alignlab", "restore", "eval", "--checkpoint", "denoise-mae-smollm2", "--data", str(few)]
+    environ = {**os.environ, "ALIGNLAB_HOME": str(home), "OMP_NUM_THREADS": str(threads)}
+    line = [sys.executable, *launcher, *command, *options, "--out", str(out)]
+    subprocess.run(line, env=environ, check=True, capture_output=True)
+    return json.loads((out / "result.json").read_text())["results"][0]["each"]["psnr"]
+
+
 def features(home: Path) -> dict[str, dict]:
     """Every set of features in a cache: model -> shard -> tensor."""
     found = {}
@@ -85,6 +97,7 @@ def largest_apart(ours: dict, theirs: dict) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=512)
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     weights.fetch(weights.SMOLLM2)
@@ -96,8 +109,9 @@ def main() -> None:
             home = first_home if "cached" in name else Path(scratch) / f"home-{number}"
             share_models(home)
             result = measured(home, Path(scratch) / f"out-{number}", threads, launcher, options, given.n)
+            each = restored(home, Path(scratch) / f"restored-{number}", threads, launcher, options, given.images)
             if number == 0:
-                first, whole = result, features(home)
+                first, whole, painted = result, features(home), each
                 continue
             row = {"changed": name, "features": largest_apart(features(home), whole)}
             for one, other in zip(result["pairs"], first["pairs"], strict=True):
@@ -107,13 +121,14 @@ def main() -> None:
                     for a, b in zip(x, y, strict=True)
                 ]
                 row[one["metric"]] = max(abs(a - b) for a, b in cells)
+            row["restored"] = max(abs(a - b) for a, b in zip(each, painted, strict=True))
             rows.append(row)
             print(
                 f"{name:26} " + "  ".join(f"{key} {value:.3g}" for key, value in row.items() if key != "changed"),
                 flush=True,
             )
     if given.out:
-        about = {"schema": "alignlab.benchmark-determinism/1", "n": given.n, "rows": rows}
+        about = {"schema": "alignlab.benchmark-determinism/1", "n": given.n, "images": given.images, "rows": rows}
         described = environment("cpu")
         described.pop("command")  # that of a command of alignlab
         given.out.write_text(json.dumps({**about, "environment": described}, indent=1) + "\n")

@@ -137,7 +137,7 @@ def test_what_is_not_shared_is_refused(tmp_path):
 
 def test_evaluations(alone, photos, tmp_path):
     command = ["restore", "eval", "--checkpoint", alone, "--data", photos, "--dtype", "float32", "--device", "cpu"]
-    said = done(*launched(2), *command, "--out", tmp_path / "together")
+    said = done(*launched(4), *command, "--out", tmp_path / "together")
     assert said.count("written:") == 1
     done(*ALONE, *command, "--out", tmp_path / "alone")
     for here, there in zip(
@@ -151,7 +151,7 @@ def test_evaluations(alone, photos, tmp_path):
 def test_captions(models, photos, tmp_path):
     sizes = ["--steps", 4, "--batch-size", 4, "--warmup", 1]
     training = ["caption", "train", *models, "--data", photos, *sizes, "--judge", "none"]
-    done(*launched(2), *training, "--out", tmp_path / "together")
+    done(*launched(4), *training, "--out", tmp_path / "together")
     done(*ALONE, *training, "--out", tmp_path / "alone")
     here, there = result(tmp_path / "together"), result(tmp_path / "alone")
     assert files(tmp_path / "together") == files(tmp_path / "alone")
