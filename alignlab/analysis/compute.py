@@ -55,6 +55,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
+_LANGUAGE_MODELS = (
+    f"known: {', '.join(name for name in CONFIGURATIONS if BY_NAME[name].kind == 'llm')} (a folder or a hub id, org/name, "
+    "will do)"
+)
 HIDDEN = 0.75  # of the patches: MAE's pretraining, and what transformers does unless told
 TIMES = 3  # a measurement is the median of so many
 
@@ -91,7 +95,7 @@ class Part:
 @dataclass(frozen=True)
 class Sequence:
     """Tokens of one restoration: `prompt` are prefilled (visual, task and text tokens where they are known apart), `generated`
-    written one by one.
+    written one by one. The prefill writes the first, and the last is read no more: `steps` passes follow it.
     """
 
     visual: int
@@ -103,6 +107,10 @@ class Sequence:
     @property
     def total(self) -> int:
         return self.prompt + self.generated
+
+    @property
+    def steps(self) -> int:
+        return self.generated - 1
 
 
 def sequence(visual: int, task: int, text: int, prompt: int | None = None, generated: int | None = None) -> Sequence:
@@ -148,16 +156,16 @@ def llm_config(name: str) -> Any:
     from transformers import AutoConfig, PreTrainedConfig
 
     taken = variant.Variant(name) if Path(name).expanduser().is_dir() else variant.parse(name)
+    known = BY_NAME.get(taken.base)
+    if known is not None and known.kind != "llm":
+        raise ValueError(f"{taken.base} is no language model; {_LANGUAGE_MODELS}")
     if taken.base in CONFIGURATIONS:
         sizes = dict(CONFIGURATIONS[taken.base])
         config = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     else:
         folder = Path(taken.base).expanduser()
         if not folder.is_dir() and not weights.HUB_ID.fullmatch(taken.base):
-            known = ", ".join(CONFIGURATIONS)
-            raise ValueError(
-                f"unknown language model {name!r}; known: {known} (a folder or a hub id, org/name, will do)"
-            )
+            raise ValueError(f"unknown language model {name!r}; {_LANGUAGE_MODELS}")
         source = str(folder) if folder.is_dir() else taken.base
         with weights.from_hub(source), weights.quiet_transformers():
             check_counts(PreTrainedConfig.get_config_dict(source)[0], source)
@@ -184,7 +192,7 @@ def sketch_llm(name: str) -> Any:
 
 @dataclass(frozen=True)
 class LLMCount:
-    """A language model without its vocabulary: `prefill` of all prompt tokens, `decode` of all generated ones. `vocabulary`
+    """A language model without its vocabulary: `prefill` of all prompt tokens, `decode` of the steps that follow. `vocabulary`
     is the projection of one token, `cached` how many numbers the keys and values are in the end (None: no such cache).
     """
 
@@ -222,14 +230,14 @@ def count_llm(model: Any, tokens: Sequence) -> LLMCount:
             flop, past = read(1, past)
             steps.append(flop)
 
-    walk(min(tokens.generated, 2))
+    walk(min(tokens.steps, 2))
     decode = sum(steps, Flop(0.0))
-    if tokens.generated > 2:
-        last, end = read(1, read(tokens.total - 1, None)[1])
-        if last == steps[0] + (steps[1] + steps[0] * -1) * (tokens.generated - 1):
-            decode, past = (steps[0] + last) * (tokens.generated / 2), end
+    if tokens.steps > 2:
+        last, end = read(1, read(tokens.prompt + tokens.steps - 1, None)[1])
+        if last == steps[0] + (steps[1] + steps[0] * -1) * (tokens.steps - 1):
+            decode, past = (steps[0] + last) * (tokens.steps / 2), end
         else:
-            walk(tokens.generated)
+            walk(tokens.steps)
             decode = sum(steps, Flop(0.0))
     head = model.get_output_embeddings()
     vocabulary = count(lambda: head(torch.zeros(1, 1, width, device=like.device, dtype=like.dtype)))
@@ -403,7 +411,7 @@ class Counted:
     def without_cache(self) -> float:
         """The formula where every step reads all that came before again, as the authors' own evaluation does."""
         p, g = self.tokens.prompt, self.tokens.generated
-        return 2.0 * self.llm.parameters * (p * (g + 1) + g * (g + 1) // 2)
+        return 2.0 * self.llm.parameters * (p * g + g * (g - 1) // 2)
 
 
 def count_pair(encoder: Any, llm: Any, tokens: Sequence) -> Counted:
@@ -444,9 +452,10 @@ def measure(encoder: Any, llm: Any, tokens: Sequence) -> dict[str, float]:
             return hidden
 
         def decode(past: list[Any] = past) -> Tensor:
-            for _ in range(tokens.generated):
+            hidden: Tensor = embeddings
+            for _ in range(tokens.steps):
                 out = body(inputs_embeds=embeddings[:, :1], past_key_values=past[0], use_cache=True, return_dict=True)
-            hidden: Tensor = out.last_hidden_state
+                hidden = out.last_hidden_state
             return hidden
 
         times |= {"prefill": _seconds(prefill), "decoding": _seconds(decode)}

@@ -17,6 +17,7 @@ import numpy as np
 
 from alignlab.analysis.points import Point
 from alignlab.models import variant
+from alignlab.restoration.coordinates import POSITION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,7 +196,7 @@ def correlation(points: Sequence[Point], score: str, kind: str, seed: int = 0) -
         raise ValueError(f"score must be one of {', '.join(points[0].alignment)}, got {score!r}")
     x = np.array([point.alignment[score] for point in points])
     y = np.array([point.restoration for point in points])
-    groups = np.array([point.encoder for point in points])
+    groups = np.array(owners(points))
     encoders = list(dict.fromkeys(groups.tolist()))
     members = [np.flatnonzero(groups == encoder) for encoder in encoders]
     as_ranks = kind == "spearman"
@@ -231,6 +232,15 @@ def correlation(points: Sequence[Point], score: str, kind: str, seed: int = 0) -
     return Correlation(score, kind, free, within, means, curves, each)
 
 
+def owners(points: Sequence[Point]) -> list[str]:
+    """The encoder that each point's alignment is of: two that differ in a code of the place alone have one between them."""
+    variants: dict[str, set[str]] = {}
+    for point in points:
+        variants.setdefault(point.encoder.removesuffix(POSITION), set()).add(point.encoder)
+    plain = [point.encoder.removesuffix(POSITION) for point in points]
+    return [point.encoder if len(variants[own]) == 1 else own for point, own in zip(points, plain, strict=True)]
+
+
 def _curves(
     points: Sequence[Point],
     members: list[np.ndarray],
@@ -262,7 +272,8 @@ def _or_none(x: float) -> float | None:
 
 def readings(points: Sequence[Point], found: Sequence[Correlation]) -> list[str]:
     """Sentences: how far the points reach, and what the most careful test that there is says of every score."""
-    encoders = list(dict.fromkeys(point.encoder for point in points))
+    whose = owners(points)
+    encoders = list(dict.fromkeys(whose))
     said = []
     n = len(points)
     if n < FEW:
@@ -283,7 +294,13 @@ def readings(points: Sequence[Point], found: Sequence[Correlation]) -> list[str]
                 f"{len(encoders)} encoders are {len(encoders)} points: of their means no two-sided p can be below "
                 f"{2 / math.factorial(len(encoders)):.2g} (2 / {len(encoders)}!), whatever the data"
             )
-    depths = {tuple(sorted(p.llm for p in points if p.encoder == encoder)) for encoder in encoders}
+    for encoder in encoders:
+        names = sorted({point.encoder for point, owner in zip(points, whose, strict=True) if owner == encoder})
+        if len(names) > 1:
+            said.append(f"{' and '.join(names)} have one alignment score between them and count as one encoder")
+    depths = {
+        tuple(sorted(p.llm for p, owner in zip(points, whose, strict=True) if owner == encoder)) for encoder in encoders
+    }
     if len(depths) > 1 and any(one.means is not None for one in found):
         said.append(
             "the encoders do not stand before the same language models: part of what tells their means apart is depth"

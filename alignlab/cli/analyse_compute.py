@@ -68,9 +68,10 @@ def compute(
     if json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
     typer.echo("counting", err=True)
-    words = analysis.text_tokens(names[1]) if lab == "embedded" else None
+    theirs = lab == "paper"  # its counts of tokens, which are those of its models
+    words = None if theirs and names[1] == usual["llm"] else analysis.text_tokens(names[1])
     text = int(paper.COMPUTE["text_tokens"]) if words is None else words
-    visual = analysis.tokens_of(seeing) if lab == "embedded" else int(paper.COMPUTE["visual_tokens"])
+    visual = int(paper.COMPUTE["visual_tokens"]) if theirs and names[0] == usual["mae"] else analysis.tokens_of(seeing)
     tokens = analysis.sequence(visual, task_tokens, text, prompt_tokens, new_tokens)
     counted = analysis.count_pair(seeing, speaking, tokens)
     times = _times(names, tokens, where, dtype) if timed else None
@@ -137,10 +138,11 @@ def described(counted: Counted, times: dict[str, Any] | None, dtype: str) -> dic
         formula, flop = counted.together(*parts)
         wanted = [p for p in parts or counted.parts if p in seconds]
         spent = sum(seconds[p] for p in wanted) if wanted else None
-        rows.append(
-            {"part": name, "parameters": None, "tokens": None, "formula_flop": formula}
-            | _spent(flop.total, flop.attention, spent, times)
-        )
+        row = {"part": name, "parameters": None, "tokens": None, "formula_flop": formula}
+        row |= _spent(flop.total, flop.attention, spent, times)
+        if times and spent:  # of what was timed: the adapters were not
+            row["share_of_peak"] = counted.together(*wanted)[1].total / spent / times["rate"]
+        rows.append(row)
     size, llm = 2 if dtype == "bfloat16" else 4, counted.llm
     frozen = sum(part.parameters for name, part in counted.parts.items() if name in ("encoder", "decoder"))
     memory = {
@@ -148,7 +150,7 @@ def described(counted: Counted, times: dict[str, Any] | None, dtype: str) -> dic
         "encoder_and_decoder_weights": frozen * 4,
         "adapters": sum(counted.parts[name].parameters for name in ADAPTERS) * 4,
         "kv_cache": None if llm.cached is None else llm.cached * size,
-        "kv_cache_a_token": None if llm.cached is None else llm.cached * size / counted.tokens.total,
+        "kv_cache_a_token": None if llm.cached is None else llm.cached * size / (counted.tokens.prompt + counted.tokens.steps),
     }
     formula, flop = counted.together("prefill", "decoding")
     return {
@@ -210,7 +212,7 @@ def show(screen: Any, result: dict[str, Any]) -> None:
         f"{tokens['generated']} written one by one with a cache of keys and values.",
         f"torch's counter against the formula on the language model: {si(llm['attention_flop'])} of attention, which has no "
         f"parameters, are added; {si(llm['not_in_products_flop'])} fall away (the embedding table is looked up, and nothing "
-        f"is projected to the vocabulary, {si(llm['vocabulary_flop_a_token'])} a token).",
+        f"is projected to the vocabulary, {si(llm['vocabulary_flop_a_token'])} a token; the last written token is not read).",
         f"without a cache the formula gives {si(llm['formula_without_cache_flop'])}: every step reads all that came before.",
         f"memory: language model {_bytes(memory['llm_weights'])}, encoder and decoder "
         f"{_bytes(memory['encoder_and_decoder_weights'])}, keys and values "
@@ -228,9 +230,11 @@ def show(screen: Any, result: dict[str, Any]) -> None:
             "machine is; times are medians of three, without the adapters."
         )
     if result["config"]["lab"] == "paper":
+        seen = next(row["torch_flop"] for row in result["parts"] if row["part"] == "encoder and decoder")
         lines.append(
             f"the paper rounds to {published['llm_parameters']:.0e} parameters: 2 x tokens x parameters is then "
-            f"{si(added['llm_flop'])}, and with its {si(published['mae_flop'])} on MAE {si(added['flop'])} in all."
+            f"{si(added['llm_flop'])}, and with its {si(published['mae_flop'])} on MAE {si(added['flop'])} in all; with "
+            f"{models['encoder']} as counted here {si(added['llm_flop'] + seen)}."
         )
         written = next(row for row in result["parts"] if row["part"] == "layer out")
         lines.append(

@@ -73,11 +73,14 @@ def check_recipe(name: str, steps: int | None, epochs: float | None) -> None:
 def laboratory(encoders: list[str], llm: str | None, data: str) -> str:
     """Whose models and data a result is about: `embedded` or `paper` when every part is, `own` otherwise.
 
-    `llm` is None where no language model takes part.
+    `llm` is None where no language model takes part. A code of the place beside an encoder's tokens does not make it another's.
     """
     from alignlab import paper
     from alignlab.data.named import SCENES
     from alignlab.models.registry import EMBEDDED, SHIPPED
+    from alignlab.restoration.coordinates import POSITION
+
+    encoders = [name.removesuffix(POSITION) for name in encoders]
 
     if all(e in EMBEDDED or e in SHIPPED for e in encoders) and llm in (None, "smollm2") and data in SCENES:
         return "embedded"

@@ -47,13 +47,13 @@ def test_llama_2_7b_from_its_configuration():
     found = count_llm(model, PAPER_SEQUENCE)
     assert found.parameters == 6_738_415_616
     matrices = found.parameters - 2 * 32000 * 4096 - 65 * 4096  # without the vocabulary and 65 norms
-    d, seen = 4096, sum(range(215, 411))
+    d, seen = 4096, sum(range(215, 410))  # the last of the 196 is written, and not read
     attention = 32 * 4 * d * (214**2 + seen)
     total = found.prefill + found.decode
-    assert total == Flop(2 * 410 * matrices + attention, attention)
+    assert total == Flop(2 * 409 * matrices + attention, attention)
     assert total.total == pytest.approx(5.74e12, rel=0.07)  # the formula's rounded parameters and vocabulary
     assert found.vocabulary.total == 2 * 32000 * d
-    assert found.cached == 410 * 32 * 2 * d
+    assert found.cached == 409 * 32 * 2 * d
 
 
 def test_mae_large_by_every_reading():
@@ -118,7 +118,7 @@ def test_every_step_of_decoding_counted_one_by_one(generated):
     model, tokens = llama(num_key_value_heads=2), sequence(1, 4, 6, generated=generated)
     found = count_llm(model, tokens)
     past, steps = None, []
-    for length in (tokens.prompt, *[1] * generated):
+    for length in (tokens.prompt, *[1] * (generated - 1)):
         kept = []
         embeddings = torch.zeros(1, length, H, device="meta")
         steps.append(
@@ -131,7 +131,7 @@ def test_every_step_of_decoding_counted_one_by_one(generated):
         past = kept[0].past_key_values
     assert found.prefill == steps[0]
     assert found.decode == sum(steps[1:], Flop(0.0))
-    assert found.cached == tokens.total * N * 2 * (H // 2)
+    assert found.cached == (tokens.total - 1) * N * 2 * (H // 2)
     assert found.vocabulary.total == 2 * H * V
 
 
@@ -168,8 +168,11 @@ def test_a_model_here_counts_as_its_configuration_does(small_llm):
 
 
 def test_names_that_cannot_be_counted(small_llm, tmp_path):
-    with pytest.raises(ValueError, match="unknown language model 'smollm3'"):
+    with pytest.raises(ValueError, match=r"unknown language model 'smollm3'; known: .*smollm2 \(a folder") as found:
         compute.sketch_llm("smollm3")
+    assert "vit-mae" not in str(found.value)
+    with pytest.raises(ValueError, match="facebook/vit-mae-large is no language model; known: "):
+        compute.sketch_llm("facebook/vit-mae-large")
     with pytest.raises(ValueError, match="has 2 blocks"):
         compute.sketch_llm(f"{small_llm}[:3]")
     (tmp_path / "config.json").write_text('{"model_type": "vit_mae"}')
@@ -219,8 +222,16 @@ def test_a_pair_adds_up(small_mae, small_llm):
     assert (read.tokens, written.tokens) == (17 + 16, 17)
     assert read.parameters + written.parameters == 2 * 24 * 24 + 24 + 24
     assert found.together("prefill", "decoding")[0] == 2 * found.llm.parameters * tokens.total
-    each = [tokens.prompt + step for step in range(tokens.generated + 1)]  # a step reads all before it again
+    each = [tokens.prompt + step for step in range(tokens.generated)]  # a step reads all before it again
     assert found.without_cache() == 2 * found.llm.parameters * sum(each)
+
+
+def test_the_passes_of_the_authors_generation():
+    """250 + 197 tokens: 68,556 token-forwards where every step reads all again, 446 with a cache."""
+    tokens = sequence(1, 0, 0, 250, 197)
+    assert tokens.prompt + tokens.steps == 446
+    one = compute.LLMCount(1, Flop(0), Flop(0), Flop(0), None)
+    assert compute.Counted({}, one, tokens).without_cache() == 2 * 68_556
 
 
 def test_times_of_every_part(small_mae, small_llm):

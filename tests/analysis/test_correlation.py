@@ -259,6 +259,22 @@ def test_three_encoders_are_three_points_however_deep():
 # --- points ---
 
 
+def test_an_encoder_with_and_without_its_places_is_one():
+    """They have one alignment score between them: six points of three encoders, not of six."""
+    names = [name + place for name in ("mae", "beit", "vqgan") for place in ("", "+position")]
+    points = [
+        Point(encoder, "smollm2", 6, True, {"cka at": float(i // 2)}, i / 2, None, 1) for i, encoder in enumerate(names)
+    ]
+    assert analysis.owners(points) == ["mae", "mae", "beit", "beit", "vqgan", "vqgan"]
+    assert analysis.owners(points[1::2]) == ["mae+position", "beit+position", "vqgan+position"]
+    found = correlation(points, "cka at", "spearman")
+    assert found.means is not None
+    assert (found.means.n, found.means.ci95) == (3, None)
+    said = analysis.readings(points, [found])
+    assert "mae and mae+position have one alignment score between them and count as one encoder" in said
+    assert any("3 encoders are 3 points" in line for line in said)
+
+
 def test_a_cut_model_reads_layer_k_of_the_whole(write):
     scores = matrix(3)
     found = gathered(write(measured(pair(scores=scores)), trained(llm="smollm2[:2]", gain=0.5), trained(gain=2.0)))

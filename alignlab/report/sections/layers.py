@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from alignlab.models import variant
+from alignlab.models.catalogue import BY_NAME
 from alignlab.report import figures
 from alignlab.report.blocks import Block, Cell, Fold, Lines, Section, Table, listed, number, with_interval
 from alignlab.report.node import Node
@@ -24,6 +26,9 @@ def section(sources: Sequence[Source]) -> Section | None:
     makers = {"probe-layers": _single, "probe-linear": _linear, "probe-induction": _induction}
     for source in of_kind(sources, *makers):
         makers[source.kind](source, made)
+    for source in of_kind(sources, "reproduce"):
+        if source.node["target"].value == "depth":
+            _depth(source, made)
     return made if made.blocks else None
 
 
@@ -89,6 +94,39 @@ def _single(source: Source, made: Section) -> None:
     made.answers.append(f"{over['random layer']} of {len(rows)} single layers of {llm} are clearly above a random one")
     made.blocks.append(
         Lines([f"Of {len(rows)} layers the 95% interval of the difference lies above zero {told}."], kind="reading")
+    )
+
+
+# --- the first blocks alone ---
+
+
+def _depth(source: Source, made: Section) -> None:
+    """LM4LV through the first K blocks, an encoder a curve."""
+    found: dict[str, dict[int, tuple[float, tuple[float, float] | None]]] = {}
+    for row in source.node["rows"].each():
+        if row["status"].value != "done":
+            continue
+        taken = variant.parse(row["design"]["llm"].text())
+        known = BY_NAME.get(taken.base)
+        blocks = taken.blocks or (known.layers - 1 if known is not None and known.layers else None)
+        for one in row["evaluations"].each():
+            value, span = _estimate(one["gain"]["psnr"])
+            if blocks is not None and value is not None:
+                found.setdefault(row["design"]["encoder"].text(), {})[blocks] = (value, span)
+    curves = [
+        figures.Curve(encoder, sorted(at), [at[k][0] for k in sorted(at)], [at[k][1] for k in sorted(at)])
+        for encoder, at in found.items()
+    ]
+    if not any(len(curve.at) > 1 for curve in curves):
+        return
+    made.blocks.append(
+        figures.curves(
+            {"first blocks of the language model": curves},
+            "restored minus encoder + decoder (dB)",
+            alt=f"What LM4LV gains over encoder and decoder alone, by how many blocks it has, for {listed(list(found))}",
+            caption="LM4LV through the first K blocks of the language model alone, trained anew for each K; 95% intervals over "
+            "images. Compare with the maps of the heads that copy: a depth at which they begin should show here.",
+        )
     )
 
 
