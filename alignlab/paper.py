@@ -104,6 +104,7 @@ TABLE6 = {
 }
 
 # Figures 4 to 7 are pictures without numbers; what the paper says of them, in its words but for their order.
+FIG12 = "every layer is above the MLP; layer 8 is the best, and deeper ones are gradually worse"  # App. B.3
 SAYS = {
     "fig4": "MAE, BEiT and VQGAN all succeed in image repetition; BEiT and VQGAN totally fail for image rotation, MAE "
     "still performs well",

@@ -393,15 +393,46 @@ def test_the_sentences_about_single_layers_are_those_of_the_result_file():
     assert len(means) == 30
     assert f"trained for {recipe['steps'] * recipe['batch']:,} images with {result['seeds']} seeds" in words
     assert f"brings {result['test']['n']} noisy scenes from {given:.2f} dB to between {low:.2f} and {high:.2f}" in words
-    assert f"linear layer comes to {linear:.2f}, an MLP with as many parameters to {mlp:.2f}" in words
+    assert f"linear layer comes to {linear:.2f}, an MLP with as many parameters (the best of three beginnings) to {mlp:.2f}" in words
     assert result["parameters"]["mlp"] == result["parameters"]["layer"]
     assert f"a block with random weights to {random:.2f}" in words
     above = {key: len(result["clearly_over"][key]) for key in ("random", "mlp")}
     most = max(row["over_random"]["psnr"]["mean"] for row in result["layers"])
     assert f"{above['random']} of the 30 are clearly above the random block, by {most:.2f} dB at most" in words
-    assert f"and {above['mlp']} above the MLP" in words
+    spans = {kind: [row[f"over_{kind}"]["psnr"]["ci95"] for row in result["layers"]] for kind in ("random", "mlp")}
+    below = {
+        kind: [layer for layer, span in zip(means, found, strict=True) if span[1] < 0] for kind, found in spans.items()
+    }
+    assert (
+        f"and {len(below['random'])} clearly below; {above['mlp']} are above the MLP and {len(below['mlp'])} below."
+        in words
+    )
+    late = [layer for layer in below["mlp"] if layer >= 18]
+    assert f"of the {len(below['mlp'])} here {len(late)} lie from block 18 on" in words
+    assert result["best"] != 8
+    assert f"solved for on the {result['data']['n']:,} different ones" in words
     # "the blocks with the heads that copy are not among the best"; blocks and layers count from 1
     assert not {18, 19, 21, 24} & set(sorted(means, key=means.__getitem__)[-10:])
+
+
+def test_the_sentences_about_costs_are_those_of_the_result_files():
+    here, paper = (
+        json.loads((ROOT / "reports" / "results" / name / "result.json").read_text())
+        for name in ("compute", "compute-paper")
+    )
+    words = " ".join(README.split())
+    added, parts = paper["paper"]["added_up"], {row["part"]: row for row in here["parts"]}
+    assert f"takes {added['llm_flop'] / 1e12:.2f} TFLOP in LLaMA-2-7B" in words
+    assert f"{added['mae_flop'] / 1e9:.2f} GFLOP for MAE {added['flop'] / 1e12:.2f} TFLOP in all" in words
+    assert min(abs(x / added["mae_flop"] - 1) for x in paper["mae_readings"].values()) > 0.1  # "none gives"
+    assert len(paper["mae_readings"]) == 8
+    whole, decoding = parts["all"], parts["decoding"]
+    assert (
+        f"{whole['formula_flop'] / 1e9:.1f} GFLOP by the formula and {whole['torch_flop'] / 1e9:.1f} by torch's"
+        in words
+    )
+    assert f"and {whole['seconds']:.2f} s on two cores of an AMD EPYC: {decoding['seconds']:.2f} s of it write" in words
+    assert f"at {decoding['share_of_peak']:.1%} of the rate" in words
 
 
 def test_the_sentence_about_random_weights_is_that_of_the_result_file():

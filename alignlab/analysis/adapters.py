@@ -76,6 +76,7 @@ class Adapters:
 
     name: str
     checkpoint: str
+    frozen: dict[str, str]
     plan: design.Design
     weights: tuple[Tensor, ...]
     learnt: Affine
@@ -138,7 +139,7 @@ def read(name: str) -> Adapters:
     Raises ValueError for a folder without them, for an expert that has no adapters, and for layers that do not compose.
     """
     folder = design.find(name)
-    plan, _, state = design.read(folder)
+    plan, described, state = design.read(folder)
     coordinates = {k.removeprefix(design.COORDINATES): v for k, v in state.items() if k.startswith(design.COORDINATES)}
     if plan.how in ("mlp", "transformer"):
         raise ValueError(
@@ -159,7 +160,9 @@ def read(name: str) -> Adapters:
         whitening = _whitening(coordinates, len(learnt.bias)) if plan.features == "whitened" else None
     except ValueError as error:
         raise ValueError(f"{folder / ADAPTERS}: {error}") from error
-    return Adapters(folder.resolve().name, trained.checkpoint(folder), plan, weights, learnt, whitening)
+    return Adapters(
+        folder.resolve().name, trained.checkpoint(folder), described["frozen"], plan, weights, learnt, whitening
+    )
 
 
 def _whitening(state: dict[str, Tensor], d: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -294,6 +297,7 @@ def analyse(adapters: Adapters, draws: int = 50, seed: int = 0) -> dict[str, Any
     return {
         "checkpoint": adapters.name,
         "trained": adapters.checkpoint,
+        "frozen": adapters.frozen,
         "design": adapters.plan.plain(),
         "width": adapters.width,
         "llm_width": adapters.weights[0].shape[1] if len(adapters.weights) > 1 else None,

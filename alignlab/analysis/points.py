@@ -88,7 +88,8 @@ class Restoration(_Read):
 class Point:
     """An encoder through a language model: alignment by metric and reading ("cka at"), and restoration.
 
-    `own` says that the cut model's own layers were measured. `runs` restorers (of different seeds) are averaged.
+    `own` says that the cut model's own layers were measured. `runs` restorers (of different seeds) are averaged. The
+    checkpoints name both models with their hashes.
     """
 
     encoder: str
@@ -99,6 +100,8 @@ class Point:
     restoration: float
     interval: tuple[float, float] | None
     runs: int
+    encoder_checkpoint: str = ""
+    llm_checkpoint: str = ""
 
     @property
     def name(self) -> str:
@@ -363,6 +366,8 @@ def _points(
                 restoration=float(np.mean(values)),
                 interval=runs[0].interval if len(runs) == 1 else None,
                 runs=len(runs),
+                encoder_checkpoint=runs[0].encoder_checkpoint,
+                llm_checkpoint=runs[0].llm_checkpoint,
             )
         )
     budgets = tuple(sorted({one.images for one in restorations}, key=lambda n: n or 0))

@@ -33,7 +33,15 @@ def adapters(
     """
     from alignlab import paper
     from alignlab.analysis import adapters as analysis
-    from alignlab.cli.common import check_positive, check_whole, check_writable, console, output_folder, write_json
+    from alignlab.cli.common import (
+        check_positive,
+        check_whole,
+        check_writable,
+        console,
+        laboratory,
+        output_folder,
+        write_json,
+    )
     from alignlab.progress import progress
     from alignlab.provenance import environment
 
@@ -57,8 +65,10 @@ def adapters(
     if simulate:
         with progress("simulate", 4, "sizes") as tick:
             simulation = analysis.simulate(seed=seed, tick=tick)
+    whose = {laboratory([one.plan.encoder], one.plan.llm, "scenes") for one in read}
     result = {
         "schema": SCHEMA,
+        "laboratory": whose.pop() if len(whose) == 1 else "own",
         "checkpoints": found,
         "simulation": simulation,
         "paper": {name: analysis.plain(columns) for name, columns in paper.TABLE6.items()},

@@ -138,7 +138,7 @@ def described(counted: Counted, times: dict[str, Any] | None, dtype: str) -> dic
         formula, flop = counted.together(*parts)
         wanted = [p for p in parts or counted.parts if p in seconds]
         spent = sum(seconds[p] for p in wanted) if wanted else None
-        row = {"part": name, "parameters": None, "tokens": None, "formula_flop": formula}
+        row: dict[str, Any] = {"part": name, "parameters": None, "tokens": None, "formula_flop": formula}
         row |= _spent(flop.total, flop.attention, spent, times)
         if times and spent:  # of what was timed: the adapters were not
             row["share_of_peak"] = counted.together(*wanted)[1].total / spent / times["rate"]
@@ -150,7 +150,9 @@ def described(counted: Counted, times: dict[str, Any] | None, dtype: str) -> dic
         "encoder_and_decoder_weights": frozen * 4,
         "adapters": sum(counted.parts[name].parameters for name in ADAPTERS) * 4,
         "kv_cache": None if llm.cached is None else llm.cached * size,
-        "kv_cache_a_token": None if llm.cached is None else llm.cached * size / (counted.tokens.prompt + counted.tokens.steps),
+        "kv_cache_a_token": None
+        if llm.cached is None
+        else llm.cached * size / (counted.tokens.prompt + counted.tokens.steps),
     }
     formula, flop = counted.together("prefill", "decoding")
     return {

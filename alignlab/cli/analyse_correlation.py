@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from alignlab.analysis.points import Gathered
 
 SCHEMA = "alignlab.analyse-correlation/1"
 LABELS = {
@@ -92,6 +95,7 @@ def correlation(
     picture.savefig(folder / "correlation.png", dpi=130)
     described = {
         "schema": SCHEMA,
+        "laboratory": _laboratory(found),
         "task": found.task,
         "column": column,
         "data": found.data,
@@ -114,6 +118,20 @@ def correlation(
     if json_file is not None:
         write_json(json_file, described)
     show(console(), described, folder)
+
+
+def _laboratory(found: Gathered) -> str:
+    """That of all points' models, whole or cut, and of both sets."""
+    from alignlab.cli.common import laboratory
+    from alignlab.models.variant import parse
+
+    encoders = [point.encoder for point in found.points]
+    whose = {
+        laboratory(encoders, parse(point.llm).base, name)
+        for point in found.points
+        for name in (found.data, found.alignment_data.partition(" (")[0])
+    }
+    return whose.pop() if len(whose) == 1 else "own"
 
 
 def show(screen: Any, result: dict[str, Any], folder: Path) -> None:

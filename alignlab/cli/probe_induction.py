@@ -72,7 +72,7 @@ def induction(
     model, about = (None, None) if checkpoint is None else _trained(checkpoint, llm, task, data, images, where, dtype)
     name, encoders = llm or "smollm2", []
     if about is not None:
-        plan, low, high = (about.pop(key) for key in ("plan", "low", "high"))
+        plan, low, high, degraded, clean = (about.pop(key) for key in ("plan", "low", "high", "degraded", "clean"))
         name, encoders = llm or plan.llm, [plan.encoder]
     language = model.llm if model is not None else load_llm(name, device=where, dtype=dtype)
     if random and name.endswith("@random"):
@@ -97,7 +97,7 @@ def induction(
         maps["induction-text-random"] = (found, f"{fresh.name}, repeated random text: attention to the successor")
         del fresh
     pictures: dict[str, Any] | None = None
-    shared, groups, loss_of_images = None, [], None
+    shared, groups, loss_of_images, quality = None, [], None, None
     chosen = {"text": on_text.top(ablate)} if ablate else {}
     if model is not None and about is not None:
         chosen_task = about["task"]
@@ -112,11 +112,12 @@ def induction(
         }
         shared = induction_result.agreement(on_text, on_images)
         loss_of_images = partial(induction.visual_loss, model, low, high, chosen_task)
+        quality = partial(induction.restored_psnr, model, degraded, clean, chosen_task)
         if ablate:
             chosen["images"] = on_images.top(ablate)
     if ablate:
         found_without = induction.ablate(
-            language, attentions, chosen, ids, start, loss_of_images, draws=draws, seed=seed
+            language, attentions, chosen, ids, start, loss_of_images, quality, draws=draws, seed=seed
         )
         groups = induction_result.plain_ablated(found_without)
         induction_result.ablation_bars(groups).savefig(folder / "induction-ablation.png", dpi=130)
@@ -150,8 +151,8 @@ def induction(
 def _trained(
     checkpoint: str, llm: str | None, task: str | None, data: str, images: int, device: str, dtype: str
 ) -> tuple[LM4LV, dict[str, Any]]:
-    """The trained LM4LV and what is known of it and its images; `plan`, and the tokens `low` and `high` `[n, T, D]`, are no
-    part of a result."""
+    """The trained LM4LV and what is known of it and its images; `plan`, the tokens `low` and `high` `[n, T, D]` and the images
+    `degraded` and `clean` are no part of a result."""
     import torch
 
     from alignlab import trained
@@ -175,7 +176,8 @@ def _trained(
         raise ValueError(f"--data {shown(data)}: {checkpoint} has learnt from all of it; give pictures it never saw")
     clean = test.pictures(model.encoder.image_size)(0, len(test))
     with torch.no_grad():
-        low, high = (model.encoder.encode(x) for x in pair(clean, chosen, seed=TEST_SEED))
+        degraded, wanted = pair(clean, chosen, seed=TEST_SEED)
+        low, high = model.encoder.encode(degraded), model.encoder.encode(wanted)
     about = {
         "checkpoint": find(checkpoint).resolve().name,
         "design": plan.plain(),
@@ -184,7 +186,7 @@ def _trained(
         "task": chosen,
         "data": {"name": test.data.name, "fingerprint": test.data.fingerprint, "items": len(test.data)},
         "n": len(test),
-        **{"plan": plan, "low": low, "high": high},
+        **{"plan": plan, "low": low, "high": high, "degraded": degraded, "clean": wanted},
     }
     return model, about
 
@@ -238,7 +240,8 @@ def _ablation_table(groups: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table(title="Heads switched off (rise above all heads, 95% interval over items)", title_justify="left")
-    losses = [(loss, head) for loss, head in (("copied", "second copy"), ("visual", "visual loss")) if groups[0][loss]]
+    outcomes = {"copied": "second copy", "visual": "visual loss", "restored": "PSNR (dB)"}
+    losses = [(loss, head) for loss, head in outcomes.items() if groups[0][loss]]
     for heading in ("group", "heads", "draws", *(text for _, head in losses for text in (head, "rise"))):
         table.add_column(heading, justify="left" if heading == "group" else "right")
     for one in groups:

@@ -94,6 +94,7 @@ def _show(result: dict[str, Any]) -> None:
     """PSNR and SSIM of every arm, and each layer's PSNR over the baselines'."""
     from rich.table import Table
 
+    from alignlab import paper
     from alignlab.cli.common import console
 
     title = "one frozen layer between two linear ones: PSNR in dB and SSIM on images that were not trained on"
@@ -109,11 +110,11 @@ def _show(result: dict[str, Any]) -> None:
         mark = " (best)" if row["layer"] == result["best"] else ""
         table.add_row(f"layer {row['layer']}{mark}", *_own(row), *gains)
     console().print(table)
-    count, over = len(result["layers"]), {kind: len(found) for kind, found in result["clearly_over"].items()}
-    typer.echo(
-        f"of {count} layer(s), the interval of the difference lies above zero over the MLP for {over['mlp']}, over the random "
-        f"layer for {over['random']}, over the linear layer for {over['linear']}"
-    )
+    over, under = result["clearly_over"], result["clearly_under"]
+    names = {"mlp": "the MLP", "random": "the random layer", "linear": "the linear layer"}
+    told = ", ".join(f"{len(over[key])} above and {len(under[key])} below {name}" for key, name in names.items())
+    typer.echo(f"of {len(result['layers'])} layer(s), with all of the difference's interval: {told}")
+    typer.echo(f"the paper, of its models: {paper.FIG12}")
     if result["seeds"] == 1:
         typer.echo("note: one seed; the intervals are over images alone, and say nothing of other trainings")
 

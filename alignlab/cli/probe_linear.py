@@ -58,8 +58,8 @@ def linear(
     from alignlab.probing.ridge import folds_of
     from alignlab.provenance import environment, shown, shown_model
 
-    check_positive({"batch-size": batch_size, "controls": controls})
-    check_whole({"nulls": nulls, "seed": seed})
+    check_positive({"batch-size": batch_size})
+    check_whole({"controls": controls, "nulls": nulls, "seed": seed})
     check_dtype(dtype)
     if encoder_layer not in ("best", "all") and not encoder_layer.isdecimal():
         raise ValueError(f"--encoder-layer must be best, all or a layer's number from 0, got {encoder_layer!r}")

@@ -20,6 +20,7 @@ from alignlab.models.llm import LanguageModel
 from alignlab.probing import attention
 from alignlab.probing.attention import Attention
 from alignlab.progress import Tick, progress
+from alignlab.restoration.quality import psnr
 
 if TYPE_CHECKING:
     from alignlab.restoration.lm4lv import LM4LV
@@ -151,6 +152,13 @@ def image_places(model: LM4LV) -> tuple[Tensor, Tensor, slice]:
 
 
 @torch.no_grad()
+def restored_psnr(model: LM4LV, degraded: Tensor, clean: Tensor, task: str) -> Tensor:
+    """PSNR in dB of every image that LM4LV writes, `[n]`, from `[n, 3, H, W]`: one token after the other, each from its own
+    answer so far."""
+    return psnr(model.restore(degraded, task), clean.cpu())
+
+
+@torch.no_grad()
 def visual_loss(model: LM4LV, low: Tensor, high: Tensor, task: str, tick: Tick | None = None) -> Tensor:
     """LM4LV's visual loss of every image, `[n]`, from tokens `[n, T, D]`: teacher forcing, so that each token is predicted
     with the right ones before it at hand. What generation makes of its own errors is not in it."""
@@ -216,12 +224,14 @@ def random_heads(
 @dataclass(frozen=True)
 class Ablated:
     """What is left without some heads. `group` says which: "none", those of a map, or random ones; `copied` is the loss of
-    every text's second copy, `[n]`, `visual` the visual loss of every image, `[m]`, None without LM4LV."""
+    every text's second copy, `[n]`, `visual` the visual loss of every image, `[m]`, and `restored` the PSNR in dB of every
+    image that was written anew, None without LM4LV."""
 
     group: str
     heads: list[Head]
     copied: Tensor
     visual: Tensor | None
+    restored: Tensor | None
 
 
 def ablate(
@@ -231,11 +241,13 @@ def ablate(
     ids: Tensor,
     start: int,
     loss_of_images: Callable[[], Tensor] | None = None,
+    quality: Callable[[], Tensor] | None = None,
     *,
     draws: int = 5,
     seed: int = 0,
 ) -> list[Ablated]:
     """Copying and restoring with all heads, without each group of `chosen`, and without as many random heads.
+    `loss_of_images` and `quality` give LM4LV's visual loss and the PSNR of what it writes.
 
     Random heads are drawn `draws` times of the blocks of each group ("random, blocks of NAME") and of blocks without
     any chosen head ("random, other blocks"), where there are enough. A head's output is replaced by zeros, which may do
@@ -251,11 +263,15 @@ def ablate(
                 drawn = random_heads(heads, attentions, generator, same_blocks=same_blocks, avoid=everyone)
                 plans.append((group, drawn))
     found = []
+    known: dict[frozenset[Head], tuple[Tensor, Tensor | None, Tensor | None]] = {}  # two maps may name the same heads
     with progress("switch heads off", len(plans), "groups") as tick:
         for group, heads in plans:
             if heads or group == "none":
-                with attention.without(attentions, heads):
-                    copied = copying(llm, ids, start).second
-                    found.append(Ablated(group, heads, copied, loss_of_images() if loss_of_images else None))
+                if (them := frozenset(heads)) not in known:
+                    with attention.without(attentions, heads):
+                        copied = copying(llm, ids, start).second
+                        visual, restored = (None if one is None else one() for one in (loss_of_images, quality))
+                    known[them] = (copied, visual, restored)
+                found.append(Ablated(group, heads, *known[them]))
             tick(len(found))
     return found

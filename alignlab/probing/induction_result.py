@@ -12,6 +12,12 @@ from alignlab.restoration.quality import mean
 
 STRONG = 0.3  # mean attention to the successor from which a head is called an induction head here
 LISTED = 10  # heads in a table
+# What is looked at without some heads -> its name, and whether more of it is worse.
+OUTCOMES = {
+    "copied": ("the loss of the second copy", True),
+    "visual": ("the visual loss", True),
+    "restored": ("the PSNR of what LM4LV writes", False),
+}
 
 
 def plain_attended(found: Attended) -> dict[str, Any]:
@@ -64,14 +70,14 @@ def agreement(text: Attended, images: Attended, count: int = LISTED) -> dict[str
 
 
 def plain_ablated(found: list[Ablated]) -> list[dict[str, Any]]:
-    """One entry a group: losses with intervals over items, and their rise above those with all heads, item by item. Of
-    random groups the mean over draws, with the rise of each draw."""
+    """One entry a group: losses and PSNR with intervals over items, and their rise above those with all heads, item by item
+    (a PSNR falls: its rise is below 0). Of random groups the mean over draws, with the rise of each draw."""
     whole = next(one for one in found if one.group == "none")
     groups = []
     for name in dict.fromkeys(one.group for one in found):
         draws = [one for one in found if one.group == name]
         entry: dict[str, Any] = {"group": name, "draws": len(draws), "heads": [one.heads for one in draws]}
-        for loss in ("copied", "visual"):
+        for loss in OUTCOMES:
             base = getattr(whole, loss)
             if base is None:
                 entry[loss] = None
@@ -142,10 +148,10 @@ def _of_ablation(groups: dict[str, dict[str, Any]], name: str) -> list[str]:
     whole, chosen = groups["none"], groups[name]
     controls = [groups[g] for g in (f"random, blocks of {name}", "random, other blocks") if g in groups]
     count = len(chosen["heads"][0])
-    for loss, what in (("copied", "the loss of the second copy"), ("visual", "the visual loss")):
-        if chosen[loss] is None:
+    for loss, (what, worse_above) in OUTCOMES.items():
+        if chosen.get(loss) is None:
             continue
-        rise = chosen[loss]["rise"]
+        sign, rise = 1 if worse_above else -1, chosen[loss]["rise"]
         text = (
             f"Without the top {count} heads on {name}, {what} goes from {whole[loss]['mean']:.3f} to "
             f"{chosen[loss]['mean']:.3f}"
@@ -153,11 +159,11 @@ def _of_ablation(groups: dict[str, dict[str, Any]], name: str) -> list[str]:
         for control in controls:
             least, most = min(control[loss]["rises"]), max(control[loss]["rises"])
             text += f"; {control['group']}: {least:+.3f} to {most:+.3f}"
-        largest = max((x for control in controls for x in control[loss]["rises"]), default=None)
-        if rise["ci95"][0] <= 0:
+        largest = max((sign * x for control in controls for x in control[loss]["rises"]), default=None)
+        if min(sign * x for x in rise["ci95"]) <= 0:
             low, high = rise["ci95"]
-            verdict = f"no clear rise ({low:+.3f} to {high:+.3f})"
-        elif largest is not None and rise["mean"] > largest:
+            verdict = f"no clear {'rise' if worse_above else 'fall'} ({low:+.3f} to {high:+.3f})"
+        elif largest is not None and sign * rise["mean"] > largest:
             draws = sum(len(control[loss]["rises"]) for control in controls)
             verdict = f"more than each of {draws} random draws of heads does"
         else:
@@ -193,12 +199,16 @@ def head_map(found: Attended, title: str) -> Figure:
 
 
 def ablation_bars(groups: list[dict[str, Any]]) -> Figure:
-    """The rise of each loss without each group of heads: its mean with the interval over items, a dot a random draw."""
-    losses = [loss for loss in ("copied", "visual") if groups[0][loss] is not None]
+    """How each loss and the PSNR change without each group of heads: means with intervals over items, a dot a random draw."""
+    losses = [loss for loss in OUTCOMES if groups[0][loss] is not None]
     shown = [one for one in groups if one["group"] != "none"]
     figure = Figure(figsize=(4.6 * len(losses) + 1.6, 0.45 * len(shown) + 1.5), layout="constrained")
     panels = figure.subplots(1, len(losses), sharey=True, squeeze=False)[0]
-    labels = {"copied": "second copy: rise in nats a token", "visual": "LM4LV: rise of the visual loss"}
+    labels = {
+        "copied": "second copy: rise in nats a token",
+        "visual": "LM4LV: rise of the visual loss",
+        "restored": "LM4LV: change of PSNR in dB",
+    }
     for axes, loss in zip(panels, losses, strict=True):
         for place, one in enumerate(shown):
             value, (low, high) = one[loss]["rise"]["mean"], one[loss]["rise"]["ci95"]

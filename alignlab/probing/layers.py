@@ -71,6 +71,10 @@ class Plan:
         for name, value, least in (("seeds", self.seeds, 1), ("train-n", self.train_n, 2), ("n", self.n, 2)):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}")
+        if any(layer < 1 for layer in self.layers):
+            raise ValueError(
+                "layers count from 1, which is the first block; 0 is the embedding, which is no layer to try"
+            )
 
 
 def numbers(told: str) -> tuple[int, ...]:

@@ -104,11 +104,15 @@ def assemble(kept: Callable[[str], dict[str, Any]], seeds: int, layers: Sequence
         **{name: _figures(found) | over_linear.get(name, {}) for name, found in {**columns, **baselines}.items()},
         "layers": rows,
         "best": max(rows, key=lambda row: row["psnr"]["mean"] or -math.inf)["layer"],
-        "clearly_over": {
-            kind: [row["layer"] for row in rows if (row[f"over_{kind}"]["psnr"]["ci95"] or (0, 0))[0] > 0]
-            for kind in BASELINES
-        },
+        "clearly_over": {kind: clearly(rows, kind, 1) for kind in BASELINES},
+        "clearly_under": {kind: clearly(rows, kind, -1) for kind in BASELINES},
     }
+
+
+def clearly(rows: Sequence[dict[str, Any]], kind: str, side: int) -> list[int]:
+    """The layers whose PSNR's difference with a baseline lies above zero (`side` 1) or below it (-1) with all of its interval."""
+    spans = {row["layer"]: row[f"over_{kind}"]["psnr"]["ci95"] for row in rows}
+    return [layer for layer, span in spans.items() if span is not None and min(side * end for end in span) > 0]
 
 
 Values = dict[str, Tensor]  # "psnr" and "ssim", [S, n] each

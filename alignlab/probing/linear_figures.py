@@ -32,13 +32,13 @@ def regression(pair: dict[str, Any], llm: str, encoder: str, n: int) -> Figure:
     ways = (("text_to_image", f"{llm} → {encoder}", TEXT), ("image_to_text", f"{encoder} → {llm}", IMAGE))
     for key, label, colour in ways:
         _curve(left, pair[key]["r2"], pair[key]["ci95"], colour, label)
-        if pair[key]["null_mean"] is not None:
+        if pair[key]["null_max"] is not None:
             _curve(
                 left,
-                pair[key]["null_mean"],
+                pair[key]["null_max"],
                 None,
                 colour,
-                f"{label}, shuffled",
+                f"{label}, shuffled at most",
                 linestyle=":",
                 marker="",
                 linewidth=1.2,

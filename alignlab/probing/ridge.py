@@ -41,7 +41,9 @@ class Predicted:
 
 
 def folds_of(n: int, folds: int, seed: int) -> Tensor:
-    """Which fold holds each item out, `[N]`, in random order. Raises ValueError for folds outside 2..N / 2."""
+    """Which fold holds each item out, `[N]`, in random order. Raises ValueError for N below 4 and folds outside 2..N / 2."""
+    if n < 4:
+        raise ValueError(f"{n} items are too few to hold some out; a probe needs 4 at least")
     if not 2 <= folds <= n // 2:
         raise ValueError(f"folds must be in 2..{n // 2} for {n} items, got {folds}")
     return (torch.arange(n) % folds)[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]

@@ -100,7 +100,9 @@ def test_a_checkpoints_sequences(trained, photos, tmp_path):
     assert [one["group"] for one in result["ablation"]][:3] == ["none", "text", "images"]
     none = result["ablation"][0]
     assert none["visual"]["mean"] == pytest.approx(images["visual_loss"]["mean"], rel=1e-4)
-    assert none["visual"]["rise"]["mean"] == 0
+    assert none["visual"]["rise"]["mean"] == none["restored"]["rise"]["mean"] == 0
+    assert 0 < none["restored"]["mean"] < 60
+    assert any(line.startswith("Without the top 1 heads on images, the PSNR of what") for line in result["reading"])
     assert (tmp_path / "induction-images.png").is_file()
     assert str(photos.parent) not in (tmp_path / "result.json").read_text()  # where things lie is nobody's business
 

@@ -22,7 +22,15 @@ from alignlab.cli import run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the limit of an input's time needs signals")
 
-SLOW = {"checkpoint: mae": 4, "checkpoint: llm": 4, "report": 4, "correlation": 4, "reproduce": 4, "store": 4, "working line": 8}
+SLOW = {
+    "checkpoint: mae": 4,
+    "checkpoint: llm": 4,
+    "report": 4,
+    "correlation": 4,
+    "reproduce": 4,
+    "store": 4,
+    "working line": 8,
+}
 KINDS = (
     *fuzz_images.KINDS,
     *fuzz_datasets.KINDS,

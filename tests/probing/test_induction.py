@@ -209,7 +209,13 @@ def test_ablation_reports_every_group(llama):
     assert [one["draws"] for one in plain] == [1, 1, 3, 3]
     rise = float((groups[1].copied - groups[0].copied).mean())
     assert plain[1]["copied"]["rise"]["mean"] == pytest.approx(rise, rel=1e-4)
-    assert plain[1]["visual"] is None
+    assert plain[1]["visual"] is plain[1]["restored"] is None
+    asked = []
+    qualities = lambda: asked.append(1) or torch.tensor([20.0 - len(asked), 30.0])  # noqa: E731  of every picture
+    same = ablate(llama, found, {"text": [(2, 1)], "images": [(2, 1)]}, ids, start, qualities, qualities, draws=0)
+    assert len(asked) == 4  # none, and the one head that both maps name: its loss and its pictures
+    assert torch.equal(same[1].restored, same[2].restored)
+    assert plain_ablated(same)[2]["restored"]["rise"]["mean"] == pytest.approx(-1.0)
     mean_of_draws = sum(plain[3]["copied"]["rises"]) / 3
     assert plain[3]["copied"]["rise"]["mean"] == pytest.approx(mean_of_draws, abs=1e-5)
     assert ablation_bars(plain).axes[0].get_xlabel().startswith("second copy")

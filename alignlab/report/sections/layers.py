@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from alignlab import paper
 from alignlab.models import variant
 from alignlab.models.catalogue import BY_NAME
 from alignlab.report import figures
@@ -89,12 +90,21 @@ def _single(source: Source, made: Section) -> None:
             ],
         )
     )
-    over = {label: len(node["clearly_over"][kind].value or []) for kind, label in BASELINES.items()}
-    told = ", ".join(f"over the {label} for {count}" for label, count in over.items())
-    made.answers.append(f"{over['random layer']} of {len(rows)} single layers of {llm} are clearly above a random one")
-    made.blocks.append(
-        Lines([f"Of {len(rows)} layers the 95% interval of the difference lies above zero {told}."], kind="reading")
+    clear = {label: [0, 0] for label in BASELINES.values()}
+    for row in node["layers"].each():
+        for kind, label in BASELINES.items():
+            span = row[f"over_{kind}"]["psnr"]["ci95"].interval()
+            if span is not None:
+                clear[label][0] += span[0] > 0
+                clear[label][1] += span[1] < 0
+    told = ", ".join(f"{above} above and {below} below the {label}" for label, (above, below) in clear.items())
+    mlp = clear["MLP"]
+    made.answers.append(
+        f"of {len(rows)} single layers of {llm} {clear['random layer'][0]} are clearly above a random one, and {mlp[0]} above an "
+        f"MLP of as many parameters, {mlp[1]} below it"
     )
+    said = f"Of {len(rows)} layers, with all of the difference's 95% interval, {told}. The paper, of its models: {paper.FIG12}."
+    made.blocks.append(Lines([said], kind="reading"))
 
 
 # --- the first blocks alone ---
@@ -260,6 +270,7 @@ def _induction(source: Source, made: Section) -> None:
             )
         )
     dots: dict[str, dict[str, figures.Dot]] = {}
+    written: dict[str, dict[str, figures.Dot]] = {}
     for group in node["ablation"].each(optional=True):
         name = group["group"].text()
         if name == "none":
@@ -268,6 +279,8 @@ def _induction(source: Source, made: Section) -> None:
             if loss in group:
                 value, span = _estimate(group[loss]["rise"])
                 dots.setdefault(name, {})[text] = figures.Dot(value, span)
+        if "restored" in group:
+            written.setdefault(name, {})["what LM4LV writes"] = figures.Dot(*_estimate(group["restored"]["rise"]))
     if dots:
         made.blocks.append(
             figures.forest(
@@ -275,6 +288,16 @@ def _induction(source: Source, made: Section) -> None:
                 "rise of the loss",
                 alt=f"Rise of the loss without groups of heads: {listed(list(dots))}",
                 caption="What is lost when heads are switched off: the strongest on text or on LM4LV's sequences, and random ones.",
+                zero=True,
+            )
+        )
+    if written:
+        made.blocks.append(
+            figures.forest(
+                written,
+                "change of PSNR (dB)",
+                alt=f"Change of the PSNR of LM4LV's pictures without groups of heads: {listed(list(written))}",
+                caption="The same of the pictures that LM4LV writes, each token from its own answer so far.",
                 zero=True,
             )
         )
@@ -299,6 +322,13 @@ def _copying(node: Node) -> list[str]:
         if before is None or after is None:
             return []
         most = f", without as many random heads by {number(max(drawn))} at most" if drawn else ""
+        if "restored" in groups["text"]:
+            fallen = groups["text"]["restored"]["rise"]["mean"].number()
+            if fallen is not None:
+                return [
+                    "without the heads that copy repeated text most, what LM4LV writes changes by "
+                    f"{number(fallen, 2, signed=True)} dB, and its visual loss rises by {number(after - before)}{most}"
+                ]
         return [
             "without the heads that copy repeated text most, LM4LV's visual loss on the true answer so far rises by "
             f"{number(after - before)} (from {number(before)}){most}"
