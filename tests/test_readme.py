@@ -435,6 +435,26 @@ def test_the_sentences_about_costs_are_those_of_the_result_files():
     assert f"at {decoding['share_of_peak']:.1%} of the rate" in words
 
 
+def test_the_depths_and_their_correlation_are_those_of_the_result_files():
+    depth, found = (
+        json.loads((ROOT / "reports" / "results" / name / "result.json").read_text()) for name in ("depth", "correlation")
+    )
+    assert depth["missing"] == []
+    rows = {row["name"]: row["evaluations"][0] for row in depth["rows"]}
+    ends = {}
+    for encoder in ("mae+position", "beit+position", "vqgan+position"):
+        each = [rows[f"{encoder}/{blocks}"] for blocks in ("6", "12", "24", "all")]
+        ends[encoder] = [one["restored"]["psnr"]["mean"] for one in each]
+        cells = " | ".join(f"{x:.2f}" for x in (each[0]["alone"]["psnr"]["mean"], *ends[encoder]))
+        assert f"| `{encoder}` | {cells} |" in README
+    words = " ".join(README.split())
+    assert len(found["points"]) == 12
+    tests = {(one["score"], one["kind"]): one for one in found["correlations"]}
+    for score, told in (("cka at", "CKA"), ("mutual_knn at", "mutual k-NN")):
+        one = tests[score, "spearman"]["within"]
+        assert f"{one['r']:+.2f} by {told} (p = {one['p']:.2g})" in words
+
+
 def test_the_sentence_about_random_weights_is_that_of_the_result_file():
     result = json.loads((ROOT / "reports" / "results" / "fig7" / "result.json").read_text())
     rows = {row["name"]: row["evaluations"][0] for row in result["rows"]}
