@@ -393,7 +393,8 @@ def test_the_sentences_about_single_layers_are_those_of_the_result_file():
     assert len(means) == 30
     assert f"trained for {recipe['steps'] * recipe['batch']:,} images with {result['seeds']} seeds" in words
     assert f"brings {result['test']['n']} noisy scenes from {given:.2f} dB to between {low:.2f} and {high:.2f}" in words
-    assert f"linear layer comes to {linear:.2f}, an MLP with as many parameters (the best of three beginnings) to {mlp:.2f}" in words
+    assert f"linear layer comes to {linear:.2f}, an MLP with as many parameters (the best of three" in words
+    assert f"beginnings) to {mlp:.2f}" in words
     assert result["parameters"]["mlp"] == result["parameters"]["layer"]
     assert f"a block with random weights to {random:.2f}" in words
     above = {key: len(result["clearly_over"][key]) for key in ("random", "mlp")}
@@ -437,7 +438,8 @@ def test_the_sentences_about_costs_are_those_of_the_result_files():
 
 def test_the_depths_and_their_correlation_are_those_of_the_result_files():
     depth, found = (
-        json.loads((ROOT / "reports" / "results" / name / "result.json").read_text()) for name in ("depth", "correlation")
+        json.loads((ROOT / "reports" / "results" / name / "result.json").read_text())
+        for name in ("depth", "correlation")
     )
     assert depth["missing"] == []
     rows = {row["name"]: row["evaluations"][0] for row in depth["rows"]}
