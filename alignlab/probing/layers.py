@@ -71,10 +71,8 @@ class Plan:
         for name, value, least in (("seeds", self.seeds, 1), ("train-n", self.train_n, 2), ("n", self.n, 2)):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}")
-        if any(layer < 1 for layer in self.layers):
-            raise ValueError(
-                "layers count from 1, which is the first block; 0 is the embedding, which is no layer to try"
-            )
+        if 0 in self.layers:
+            raise ValueError("layers are 1 for the first block and so on, got 0; layer 0 is the embedding")
 
 
 def numbers(told: str) -> tuple[int, ...]:
@@ -195,8 +193,7 @@ def run(plan: Plan, out: Path, *, device: str = "cpu") -> dict[str, Any]:
     layers = plan.layers or tuple(range(1, single.count(llm) + 1))
     for number in layers:
         if not 1 <= number <= single.count(llm):
-            hint = "; layer 0 is the embedding" if number == 0 else ""
-            raise ValueError(f"{llm.name} has the layers 1 to {single.count(llm)}, got {number}{hint}")
+            raise ValueError(f"{llm.name} has the layers 1 to {single.count(llm)}, got {number}")
     described = _described(
         {
             "schema": SCHEMA,

@@ -45,11 +45,14 @@ def test_what_is_written_and_printed(probed, command, capsys, report_of):
     for line in ("degraded", "encoder + decoder", "one linear layer", "MLP", "random layer", "layer 1", "layer 2"):
         assert line in shown
     assert f"{result['layers'][0]['psnr']['mean']:.2f}" in shown
-    assert "of 2 layer(s), the interval of the difference lies above zero over the MLP for" in shown
+    clear = {side: len(result[f"clearly_{side}"]["mlp"]) for side in ("over", "under")}
+    told = f"of 2 layer(s), with all of the difference's interval: {clear['over']} above and {clear['under']} below the MLP"
+    assert told in shown
+    assert "the paper, of its models: every layer is above the MLP" in shown
     assert json.loads((probed / "result.json").read_text())["seconds"]["trained"] == 0
     page = report_of(probed)
     assert f"{result['layers'][1]['psnr']['mean']:.2f} (" in page
-    assert "over the random layer for" in page
+    assert "below the random layer" in page
 
 
 def test_one_layer_and_one_seed_say_so(command, tmp_path, capsys):

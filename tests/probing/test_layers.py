@@ -495,11 +495,11 @@ def test_wrong_plans_are_named(plan, tmp_path):
         ({"seeds": 0}, "seeds must be 1 or more, got 0"),
         ({"train_n": 1}, "train-n must be 2 or more"),
         ({"n": 1}, "n must be 2 or more"),
+        ({"layers": (0, 1)}, "got 0; layer 0 is the embedding"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(plan, **wrong)
     for wrong, message in (
-        ({"layers": (0,)}, "small-llm has the layers 1 to 2, got 0; layer 0 is the embedding"),
         ({"layers": (1, 3)}, "small-llm has the layers 1 to 2, got 3"),
         ({"encoder": "timm:test_vit.r160_in1k@random"}, "has no decoder; --encoder takes a MAE"),
     ):
