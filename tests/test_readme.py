@@ -481,14 +481,18 @@ def test_the_sentences_about_copying_are_those_of_the_result_file():
     assert len(same[0]) == 8
     assert blocks == [18, 19, 21, 24]
     assert (of_images["block"], of_images["head"]) == (19, 7)
-    drawn = [x for name, one in groups.items() if name.startswith("random") for x in one["visual"]["rises"]]
+    drawn, of_text = (
+        [x for name, one in groups.items() if name.startswith("random") for x in one[loss]["rises"]]
+        for loss in ("visual", "copied")
+    )
     for told in (
         f"{trained['copying']['first']['mean']:.2f} nats a token the first time and {trained['copying']['second']['mean']:.2f}",
         f"with random weights it costs {untrained['copying']['first']['mean']:.2f} both times",
         f"head 19.7 with {of_images['successor']['mean']:.3f} (chance 0.008)",
         f"from {groups['none']['visual']['mean']:.3f} to {groups['text']['visual']['mean']:.3f}",
         f"the repeated text costs {groups['text']['copied']['mean']:.2f} nats",
-        f"by {min(drawn):.3f} to {max(drawn):.3f}",
+        f"by {min(drawn):.3f} to {max(drawn):.3f} and the text's by {min(of_text):.2f} to {max(of_text):.2f}",
+        f"nats, {groups['text']['copied']['rise']['mean']:.2f} more",
         f"its strongest has {strongest['successor']['mean']:.3f}",
     ):
         assert told in " ".join(section.split()), told
