@@ -332,19 +332,21 @@ def scatter(points: Sequence[Point], found: Sequence[Correlation], label: str, t
     encoders = list(dict.fromkeys(point.encoder for point in points))
     colours = {encoder: colormaps["tab10"](i % 10) for i, encoder in enumerate(encoders)}
     grid = figure.subplots(lines, columns, squeeze=False).flat
+    names = dict(zip((point.name for point in points), _tags(points), strict=True))
     for axes, score in zip(grid, scores, strict=False):
         for encoder in encoders:
             ours = [point for point in points if point.encoder == encoder]
             trained = [p for p in ours if not variant.parse(p.llm).random]
             across = [p.alignment[score] for p in trained]
             axes.plot(across, [p.restoration for p in trained], "-", color=colours[encoder], linewidth=0.8, alpha=0.6)
-            for p in ours:
+            for number, p in enumerate(ours):
                 at = p.alignment[score]
                 if p.interval is not None:
                     axes.plot((at, at), p.interval, color=colours[encoder], linewidth=1.2, alpha=0.5)
                 marker = "x" if variant.parse(p.llm).random else "o"
                 axes.plot(at, p.restoration, marker, color=colours[encoder], markersize=5)
-                axes.annotate(_tag(p, encoders), (at, p.restoration), (4, 3), textcoords="offset points", fontsize=7)
+                beside = (4, 3 if number % 2 else -9)  # neighbours in depth often lie close together
+                axes.annotate(names[p.name], (at, p.restoration), beside, textcoords="offset points", fontsize=7)
         told = [f"{one.kind} {one.points.r:+.2f}" for one in found if one.score == score and one.points.r is not None]
         axes.set_title(f"{score}   {', '.join(told)}   {len(points)} points", fontsize=9)
         axes.set_xlabel(score, fontsize=8)
@@ -358,7 +360,15 @@ def scatter(points: Sequence[Point], found: Sequence[Correlation], label: str, t
     return figure
 
 
-def _tag(point: Point, encoders: list[str]) -> str:
-    taken = variant.parse(point.llm)
-    short = f"[:{taken.blocks}]" if taken.blocks is not None else "" if taken.random else taken.base.rpartition("/")[2]
-    return " ".join(filter(None, (point.encoder.rpartition("/")[2], short, "random" if taken.random else "")))
+def _tags(points: Sequence[Point]) -> list[str]:
+    """Names of points, without what they all share: a language model, a code of the place."""
+    placed = all(point.encoder.endswith(POSITION) for point in points)
+    one = len({variant.parse(point.llm).base for point in points}) == 1
+    tags = []
+    for point in points:
+        taken = variant.parse(point.llm)
+        encoder = point.encoder.removesuffix(POSITION) if placed else point.encoder
+        short = f"[:{taken.blocks}]" if taken.blocks is not None else ""
+        llm = "" if one else taken.base.rpartition("/")[2]
+        tags.append(" ".join(filter(None, (encoder.rpartition("/")[2], llm, short, "random" if taken.random else ""))))
+    return tags
