@@ -332,7 +332,8 @@ def scatter(points: Sequence[Point], found: Sequence[Correlation], label: str, t
     encoders = list(dict.fromkeys(point.encoder for point in points))
     colours = {encoder: colormaps["tab10"](i % 10) for i, encoder in enumerate(encoders)}
     grid = figure.subplots(lines, columns, squeeze=False).flat
-    names = dict(zip((point.name for point in points), _tags(points), strict=True))
+    named = tags([(point.encoder, point.llm) for point in points])
+    names = dict(zip((point.name for point in points), named, strict=True))
     for axes, score in zip(grid, scores, strict=False):
         for encoder in encoders:
             ours = [point for point in points if point.encoder == encoder]
@@ -360,15 +361,21 @@ def scatter(points: Sequence[Point], found: Sequence[Correlation], label: str, t
     return figure
 
 
-def _tags(points: Sequence[Point]) -> list[str]:
-    """Names of points, without what they all share: a language model, a code of the place."""
-    placed = all(point.encoder.endswith(POSITION) for point in points)
-    one = len({variant.parse(point.llm).base for point in points}) == 1
-    tags = []
-    for point in points:
-        taken = variant.parse(point.llm)
-        encoder = point.encoder.removesuffix(POSITION) if placed else point.encoder
+def tags(models: Sequence[tuple[str, str]]) -> list[str]:
+    """Names of points, (encoder, language model) each, without what all share: a language model, a code of the place.
+
+    Raises ValueError for a language model's name that is none.
+
+    >>> tags([("mae+position", "smollm2[:6]"), ("beit+position", "smollm2")])
+    ['mae [:6]', 'beit']
+    """
+    placed = all(encoder.endswith(POSITION) for encoder, _ in models)
+    parsed = [variant.parse(llm) for _, llm in models]
+    one = len({taken.base for taken in parsed}) == 1
+    found = []
+    for (encoder, _), taken in zip(models, parsed, strict=True):
+        own = encoder.removesuffix(POSITION) if placed else encoder
         short = f"[:{taken.blocks}]" if taken.blocks is not None else ""
         llm = "" if one else taken.base.rpartition("/")[2]
-        tags.append(" ".join(filter(None, (encoder.rpartition("/")[2], llm, short, "random" if taken.random else ""))))
-    return tags
+        found.append(" ".join(filter(None, (own.rpartition("/")[2], llm, short, "random" if taken.random else ""))))
+    return found

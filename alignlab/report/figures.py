@@ -290,10 +290,11 @@ def scatter(
         for place, group in enumerate(groups):
             colour = SERIES[place % len(SERIES)]
             ours = [point for point in points if point[0] == group]
-            for _, name, x, y, interval in ours:
+            for number, (_, name, x, y, interval) in enumerate(ours):
                 if interval is not None:
                     axes.plot((x, x), interval, color=colour, linewidth=1.4, alpha=0.5)
-                axes.annotate(short(name, 18), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7, color=INK)
+                beside = (4, 3 if number % 2 else -9)  # neighbours often lie close together
+                axes.annotate(short(name, 18), (x, y), xytext=beside, textcoords="offset points", fontsize=7, color=INK)
             order = sorted(ours, key=lambda point: point[2])
             axes.plot([p[2] for p in order], [p[3] for p in order], "o", color=colour, markersize=5, label=short(group))
         axes.set_xlabel(short(labels[0], 60))

@@ -489,3 +489,12 @@ def test_a_page_that_would_be_too_large_shows_fewer_pictures(tmp_path, monkeypat
     with pytest.raises(ValueError, match="give fewer results"):
         write_report([RESULTS / "table4"], tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
+
+
+@pytest.mark.parametrize("name", ["depth", "correlation"])
+def test_a_language_model_whose_name_is_none_breaks_no_curve_and_no_scatter(tmp_path, name):
+    value = json.loads((RESULTS / name / "result.json").read_text())
+    first = value["rows"][0]["design"] if name == "depth" else value["points"][0]
+    first["llm"] = "smollm2[:x]"
+    (tmp_path / "result.json").write_text(json.dumps(value))
+    assert write_report([tmp_path], tmp_path / "page.html").size > 10_000

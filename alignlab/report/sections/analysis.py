@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alignlab.analysis.correlation import tags
 from alignlab.analysis.words import MEASURES, ROWS, measure, si
 from alignlab.report import figures, images
 from alignlab.report.blocks import (
@@ -109,10 +110,15 @@ def correlation(sources: Sequence[Source]) -> Section | None:
             line = [Cell(point["encoder"].text()), Cell(point["llm"].text())]
             line += [cell(point["alignment"][score].number()) for score in scores]
             rows.append([*line, Cell(with_interval(value, point["interval"].interval(), 2, signed=True), value)])
+        models = [(point["encoder"].text(), point["llm"].text()) for point in points]
+        try:
+            names = tags(models)
+        except ValueError:  # names that are none
+            names = [" / ".join(pair) for pair in models]
         for score in scores:
             shown = [
-                (p["encoder"].text(), f"{p['encoder'].text()} / {p['llm'].text()}", x, y, p["interval"].interval())
-                for p in points
+                (p["encoder"].text(), name, x, y, p["interval"].interval())
+                for p, name in zip(points, names, strict=True)
                 if (x := p["alignment"][score].number()) is not None and (y := p["restoration"].number()) is not None
             ]
             tests = [one for one in node["correlations"].each() if one["score"].value == score]

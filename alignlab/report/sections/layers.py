@@ -116,7 +116,10 @@ def _depth(source: Source, made: Section) -> None:
     for row in source.node["rows"].each():
         if row["status"].value != "done":
             continue
-        taken = variant.parse(row["design"]["llm"].text())
+        try:
+            taken = variant.parse(row["design"]["llm"].text())
+        except ValueError:  # a name that is none has no depth
+            continue
         known = BY_NAME.get(taken.base)
         blocks = taken.blocks or (known.layers - 1 if known is not None and known.layers else None)
         for one in row["evaluations"].each():
