@@ -282,6 +282,8 @@ def readings(points: Sequence[Point], found: Sequence[Correlation]) -> list[str]
             f"{n} points are too few to conclude anything: even in perfect order a two-sided p cannot be below "
             f"{least:.2g} (2 / {n}!)"
         )
+    else:
+        said.append(answer(points, found))
     if len(encoders) < n:
         said.append(
             f"the {n} points are of {len(encoders)} encoder{'s' * (len(encoders) > 1)}: points of one encoder are not "
@@ -318,6 +320,34 @@ def readings(points: Sequence[Point], found: Sequence[Correlation]) -> list[str]
         if one.points.r is None:
             said.append(f"{one.score}, {one.kind}: no correlation, as one side is the same for all points")
     return said
+
+
+def answer(points: Sequence[Point], found: Sequence[Correlation]) -> str:
+    """Whether better aligned points restore better, in a sentence: by rank, within encoders where depths are compared.
+
+    Clear is a p below 0.05 over the number of correlations tried (Bonferroni).
+    """
+    tests = []
+    for one in found:
+        test = one.within if one.within is not None else one.points
+        if one.kind == "spearman" and test.r is not None and test.p is not None:
+            tests.append((one.score, test, test.p * len(found) < 0.05))
+    if not tests:
+        return "no correlation can be tested"
+    clear = {test.r > 0 for _, test, sure in tests if sure and test.r is not None}
+    if clear == {True}:
+        verdict = "better aligned, better restored"
+    elif clear == {False}:
+        verdict = "no, where anything is clear better aligned is worse restored"
+    elif clear:
+        verdict = "scores disagree"
+    else:
+        verdict = "no correlation is clear"
+    encoders = len(set(owners(points)))
+    where = "within encoders" if any(one.within is not None for one in found) else "over points"
+    values = ", ".join(f"{score} {test.r:+.2f} (p {test.p:.2g})" for score, test, _ in tests)
+    between = f"; {encoders} encoders cannot tell of encoders" if where == "within encoders" and encoders < FEW else ""
+    return f"{verdict}; by Spearman, {where}: {values}{between}"
 
 
 def scatter(points: Sequence[Point], found: Sequence[Correlation], label: str, title: str) -> Figure:

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -94,11 +95,20 @@ def test_the_answer_names_the_encoder_and_what_failed(tmp_path):
     write_report([RESULTS / "table2", RESULTS / "denoise-photos"], tmp_path / "page.html")
     first = page(tmp_path / "page.html").text.partition("PSNR in dB and SSIM")[0]
     assert "on scenes, with mae+position, the frozen language model restores" in first.replace("On scenes", "on scenes")
-    plain = next(row for row in result("table2")["rows"] if row["name"] == "denoise/mae")["evaluations"][0]
-    assert f"denoise/mae ends {plain['lift']['psnr']['mean']:.1f} dB from its input" in first
     (photos,) = result("denoise-photos")["results"]
-    assert "denoise on photos, denoise-mae-smollm2: lm4lv of mae+position / smollm2 restores to" in first
-    assert f"{photos['restored']['psnr']['mean']:.2f} / " in first
+    given, restored = (photos[key]["psnr"]["mean"] for key in ("degraded", "restored"))
+    assert f"denoise on photos goes from {given:.1f} dB to {restored:.1f} (denoise-mae-smollm2)" in first
+
+
+def test_the_answer_is_short_enough_to_be_read(tmp_path):
+    """Three sentences of everything; the last begins with what the correlation found, not with its caveats."""
+    write_report([RESULTS], tmp_path / "page.html")
+    top = (tmp_path / "page.html").read_text().partition("<dt>Answer</dt>")[2].partition("</dl>")[0]
+    said = [unescape(sentence) for sentence in re.findall("<dd>(.*?)</dd>", top)]
+    assert len(said) == 3
+    assert max(len(sentence.split()) for sentence in said) <= 110
+    answer = result("correlation")["readings"][0]
+    assert answer in said[2]
 
 
 def test_a_folder_without_a_result_is_a_gap_beside_others(tmp_path):

@@ -46,8 +46,10 @@ def section(sources: Sequence[Source]) -> Section | None:
     )
     for source in tables_first:
         _reproduced(source, made)
+    told: dict[str, list[str]] = {}
     for source in of_kind(sources, "restore-train", "restore-eval"):
-        _runs(source, made)
+        _runs(source, made, told)
+    made.answers += [f"{images} {listed(ends)}" for images, ends in list(told.items())[:2]]
     return made if made.blocks else None
 
 
@@ -241,14 +243,7 @@ def _answers(target: Any, done: list[tuple[str, Node]], missing: int, encoders: 
         told += (
             f", {len(gained)} of {len(own)} above encoder and decoder alone{f' ({listed(gained)})' if gained else ''}"
         )
-        others = [
-            f"{name} ends {number(lift, 1, signed=True)} dB from its input"
-            for name, found in done
-            if "/" in name
-            and "lift" in found
-            and (lift := found["lift"]["psnr"]["mean"].number(optional=True)) is not None
-        ]
-        return ["; ".join([told + (f" ({plural(missing, 'row')} not finished)" if missing else ""), *others])]
+        return [told + (f" ({plural(missing, 'row')} not finished)" if missing else "")]
     if target == "table3":
         both = [(means.get(f"denoise/{how}")) for how in ("lm4lv", "linear")]
         if None not in both:
@@ -259,8 +254,11 @@ def _answers(target: Any, done: list[tuple[str, Node]], missing: int, encoders: 
     return []
 
 
-def _runs(source: Source, made: Section) -> None:
-    """A run's own evaluations, or those of `restore eval`."""
+def _runs(source: Source, made: Section, told: dict[str, list[str]]) -> None:
+    """A run's own evaluations, or those of `restore eval`; where there is no table, or of other images than its, `told` gets
+    what they come to, by images.
+    """
+    tabled = bool(made.answers)
     train = source.kind == "restore-train"
     rows, galleries = [], list[Block]()
     for found in source.node["evaluations" if train else "results"].each():
@@ -272,6 +270,11 @@ def _runs(source: Source, made: Section) -> None:
         rows.append(
             [Cell(name), Cell(f"{design['how'].text()} of {label}"), Cell(f"{task} on {data}"), *_figures(found)]
         )
+        if data != "scenes" or not tabled:
+            given, restored = (
+                number(found[key]["psnr"]["mean"].number(optional=True), 1) for key in ("degraded", "restored")
+            )
+            told.setdefault(f"{task} on {data} goes from {given} dB to", []).append(f"{restored} ({name})")
         if "sheet" in found:
             galleries += _slides(found["sheet"], source, f"{name}, {task} on {data}")
         else:
@@ -279,12 +282,6 @@ def _runs(source: Source, made: Section) -> None:
                 Node([found["picture"].value], source.gaps, "picture"), source, f"{name}, {task} on {data}"
             )
     if rows:
-        # Beside a table's answer, what became of other images than the table's.
-        telling = [row for row in rows if not made.answers or not row[2].text.endswith(" on scenes")]
-        made.answers += [
-            f"{row[2].text}, {row[0].text}: {row[1].text} restores to {row[5].text}, from {row[3].text}"
-            for row in telling[:3]
-        ]
         command = "restore train" if train else "restore eval"
         made.blocks.append(
             Table(
