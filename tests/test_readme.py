@@ -485,7 +485,12 @@ def test_the_sentences_about_copying_are_those_of_the_result_file():
         [x for name, one in groups.items() if name.startswith("random") for x in one[loss]["rises"]]
         for loss in ("visual", "copied")
     )
+    costs = sorted(-x for name, one in groups.items() if name.startswith("random") for x in one["restored"]["rises"])
+    assert len(costs) == 15
+    assert costs[-1] > -groups["text"]["restored"]["rise"]["mean"] > costs[-2]  # "without some random ones"
     for told in (
+        f"from {groups['none']['restored']['mean']:.2f} to {groups['text']['restored']['mean']:.2f} dB without the eight",
+        f"one costs {costs[-1]:.2f} dB, another {costs[-2]:.2f}, the others {costs[0]:.2f} to {costs[-3]:.2f}",
         f"{trained['copying']['first']['mean']:.2f} nats a token the first time and {trained['copying']['second']['mean']:.2f}",
         f"with random weights it costs {untrained['copying']['first']['mean']:.2f} both times",
         f"head 19.7 with {of_images['successor']['mean']:.3f} (chance 0.008)",

@@ -225,11 +225,16 @@ def test_the_answer_says_which_heads_restore(tmp_path):
     write_report([RESULTS / "induction"], tmp_path / "page.html")
     groups = {one["group"]: one for one in result("induction")["ablation"]}
     before, after = (groups[name]["visual"]["mean"] for name in ("none", "text"))
-    drawn = max(x for name, one in groups.items() if name.startswith("random") for x in one["visual"]["rises"])
+    drawn = {
+        what: [x for name, one in groups.items() if name.startswith("random") for x in one[what]["rises"]]
+        for what in ("visual", "restored")
+    }
+    change = groups["text"]["restored"]["rise"]["mean"]
     assert (
-        f"rises by {after - before:.3f} (from {before:.3f}), without as many random heads by {drawn:.3f} at most"
-        in page(tmp_path / "page.html").text.partition("Layer by layer")[0]
-    )
+        f"rises by {after - before:.3f} from {before:.3f} (without as many random heads by "
+        f"{max(drawn['visual']):+.3f} at most), and what it writes changes by {change:.1f} dB (without as many random "
+        f"heads by {min(drawn['restored']):.1f} at most)"
+    ) in page(tmp_path / "page.html").text.partition("Layer by layer")[0]
 
 
 def test_models_of_plans_are_not_said_to_be_measured(tmp_path):

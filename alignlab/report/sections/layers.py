@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -315,30 +315,32 @@ def _copying(node: Node) -> list[str]:
     groups = {group["group"].text(): group for group in node["ablation"].each(optional=True)}
     if {"none", "text"} <= groups.keys() and "visual" in groups["text"] and "visual" in groups["none"]:
         before, after = (groups[name]["visual"]["mean"].number() for name in ("none", "text"))
-        drawn = [
-            rise
-            for name, group in groups.items()
-            if name.startswith("random") and "visual" in group
-            for rise in group["visual"]["rises"].numbers()
-            if rise is not None
-        ]
         if before is None or after is None:
             return []
-        most = f", without as many random heads by {number(max(drawn))} at most" if drawn else ""
-        if "restored" in groups["text"]:
-            fallen = groups["text"]["restored"]["rise"]["mean"].number()
-            if fallen is not None:
-                return [
-                    "without the heads that copy repeated text most, what LM4LV writes changes by "
-                    f"{number(fallen, 2, signed=True)} dB, and its visual loss rises by {number(after - before)}{most}"
-                ]
-        return [
+        told = (
             "without the heads that copy repeated text most, LM4LV's visual loss on the true answer so far rises by "
-            f"{number(after - before)} (from {number(before)}){most}"
-        ]
+            f"{number(after - before)} from {number(before)}{_of_random(groups, 'visual', max, 3)}"
+        )
+        fallen = groups["text"]["restored"]["rise"]["mean"].number() if "restored" in groups["text"] else None
+        if fallen is not None:
+            change = number(fallen, 1, signed=True)
+            told += f", and what it writes changes by {change} dB{_of_random(groups, 'restored', min, 1)}"
+        return [told]
     for one in node["text"].each():
         first, second = (one["copying"][time]["mean"].number() for time in ("first", "second"))
         return [
             f"a text of random tokens costs {one['llm'].text()} {number(first, 2)} nats a token, repeated {number(second, 2)}"
         ]
     return []
+
+
+def _of_random(groups: dict[str, Node], what: str, worst: Callable[[list[float]], float], digits: int) -> str:
+    """What as many random heads cost at the most, in brackets."""
+    drawn = [
+        rise
+        for name, group in groups.items()
+        if name.startswith("random") and what in group
+        for rise in group[what]["rises"].numbers()
+        if rise is not None
+    ]
+    return f" (without as many random heads by {number(worst(drawn), digits, signed=True)} at most)" if drawn else ""
