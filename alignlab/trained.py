@@ -49,6 +49,16 @@ def checkpoint(folder: Path) -> str:
     return f"{folder.resolve().name}@sha256:{sha256_file(folder / ADAPTERS)}"
 
 
+def _content(checkpoint: str) -> str:
+    """A frozen model's checkpoint without its name, where there is a hash to tell what is in it.
+
+    >>> _content("my-mae@sha256:86019c+position"), _content("facebook/vit-mae-large@142cb8c")
+    ('sha256:86019c+position', 'facebook/vit-mae-large@142cb8c')
+    """
+    _, mark, content = checkpoint.partition("@sha256:")
+    return mark[1:] + content if mark else checkpoint
+
+
 def made(cls: type[Made], values: dict[str, Any]) -> Made:
     """A design from what a file says of it; TypeError where a value is not of its field's type."""
     for name, wanted in get_type_hints(cls).items():
@@ -65,9 +75,9 @@ def damaged(folder: Path, command: str) -> ValueError:
 
 
 def check_frozen(folder: Path, ours: dict[str, str], theirs: dict[str, str]) -> None:
-    """ValueError where a frozen model is not the one that the file was trained with."""
+    """ValueError where a frozen model is not the one that the file was trained with; a folder may be called otherwise."""
     for part, found in ours.items():
-        if part in theirs and found != theirs[part]:
+        if part in theirs and _content(found) != _content(theirs[part]):
             # A decoder goes with its encoder; of the two the encoder is named where both differ.
             give = f"--{part}" if part != "decoder" else "where the adapters' design names it"
             raise ValueError(

@@ -111,9 +111,9 @@ def test_the_papers_laboratory_is_named_as_it_loads():
     import shlex
 
     from alignlab import paper
-    from alignlab.cli.common import laboratory
     from alignlab.data.named import NAMED
     from alignlab.models.catalogue import BY_NAME
+    from alignlab.provenance import laboratory
 
     (line,) = [x for block in blocks("sh") for x in block.splitlines() if "facebook/vit-mae-large" in x]
     words = shlex.split(line)

@@ -38,12 +38,11 @@ def adapters(
         check_whole,
         check_writable,
         console,
-        laboratory,
         output_folder,
         write_json,
     )
     from alignlab.progress import progress
-    from alignlab.provenance import environment
+    from alignlab.provenance import environment, laboratory
 
     names = list(dict.fromkeys(checkpoint or ()))
     if not names and not simulate:

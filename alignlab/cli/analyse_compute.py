@@ -47,13 +47,12 @@ def compute(
         check_positive,
         check_writable,
         console,
-        laboratory,
         output_folder,
         pick_device,
         write_json,
     )
     from alignlab.models.registry import EMBEDDED
-    from alignlab.provenance import environment, shown_model
+    from alignlab.provenance import environment, laboratory, shown_model
 
     if lab not in LABS:
         raise ValueError(f"--lab must be one of {', '.join(LABS)}, got {lab!r}")

@@ -122,8 +122,8 @@ def correlation(
 
 def _laboratory(found: Gathered) -> str:
     """That of all points' models, whole or cut, and of both sets."""
-    from alignlab.cli.common import laboratory
     from alignlab.models.variant import parse
+    from alignlab.provenance import laboratory
 
     encoders = [point.encoder for point in found.points]
     whose = {

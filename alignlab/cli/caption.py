@@ -337,8 +337,8 @@ def _show(one: dict[str, Any], title: str) -> None:
 
 def _laboratory(encoder: str, llm: str, data: str) -> str:
     """As `laboratory` has it; a random control belongs to its encoder's, the first N of a set to the set's."""
-    from alignlab.cli.common import laboratory
     from alignlab.models.variant import parse
+    from alignlab.provenance import laboratory
 
     return laboratory([parse(encoder).base], llm, data.partition(":")[0])
 

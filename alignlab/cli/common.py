@@ -70,26 +70,6 @@ def check_recipe(name: str, steps: int | None, epochs: float | None) -> None:
         raise ValueError("--steps and --epochs both say how long to train; give one")
 
 
-def laboratory(encoders: list[str], llm: str | None, data: str) -> str:
-    """Whose models and data a result is about: `embedded` or `paper` when every part is, `own` otherwise.
-
-    `llm` is None where no language model takes part. A code of the place beside an encoder's tokens does not make it another's.
-    """
-    from alignlab import paper
-    from alignlab.data.named import SCENES
-    from alignlab.models.registry import EMBEDDED, SHIPPED
-    from alignlab.restoration.coordinates import POSITION
-
-    encoders = [name.removesuffix(POSITION) for name in encoders]
-
-    if all(e in EMBEDDED or e in SHIPPED for e in encoders) and llm in (None, "smollm2") and data in SCENES:
-        return "embedded"
-    models, sets = paper.MODELS.values(), paper.DATA
-    if all(e in models for e in encoders) and llm in (None, paper.MODELS["llm"]) and data.partition(":")[0] in sets:
-        return "paper"
-    return "own"
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; nan and inf are refused, as JSON has none."""
     from alignlab.files import whole

@@ -36,12 +36,12 @@ def extract(
 
     Example: alignlab extract --encoder mae --llm smollm2 --data my-photos/ --save --out runs/features
     """
-    from alignlab.cli.common import check_writable, console, laboratory, output_folder, pick_device, write_json
+    from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.features import extract_to_store
     from alignlab.features.extraction import spec_of
     from alignlab.models.registry import expand, find_encoder, find_llm
-    from alignlab.provenance import environment, shown, shown_model
+    from alignlab.provenance import environment, laboratory, shown, shown_model
     from alignlab.training import processes
 
     check_positive({"n": n, "batch-size": batch_size})

@@ -69,11 +69,11 @@ def measure(
     Example: alignlab measure --encoder mae --encoder beit --data my-photos/ --out runs/mine
     """
     from alignlab.alignment.settings import choose_approximations, settle
-    from alignlab.cli.common import check_writable, console, laboratory, output_folder, pick_device, write_json
+    from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.metrics.registry import REGISTRY, check_name
     from alignlab.models.registry import expand, find_encoder, find_llm
-    from alignlab.provenance import environment
+    from alignlab.provenance import environment, laboratory
     from alignlab.training import processes
 
     names = expand(encoder)

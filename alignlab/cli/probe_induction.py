@@ -53,14 +53,13 @@ def induction(
         check_whole,
         check_writable,
         console,
-        laboratory,
         output_folder,
         pick_device,
         write_json,
     )
     from alignlab.models import load_llm
     from alignlab.probing import attention, induction, induction_result
-    from alignlab.provenance import environment, shown, shown_model
+    from alignlab.provenance import environment, laboratory, shown, shown_model
 
     check_positive({"n": n, "images": images})
     check_whole({"ablate": ablate, "draws": draws, "seed": seed})

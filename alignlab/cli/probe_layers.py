@@ -44,7 +44,6 @@ def layers(
         check_positive,
         check_whole,
         check_writable,
-        laboratory,
         output_folder,
         pick_device,
         write_json,
@@ -52,6 +51,7 @@ def layers(
     from alignlab.data import load_dataset
     from alignlab.probing import layers as probing
     from alignlab.probing.layers_figure import curve
+    from alignlab.provenance import laboratory
 
     check_positive({"steps": steps, "batch-size": batch_size, "lr": lr})
     check_whole({"seed": seed})

@@ -45,7 +45,6 @@ def linear(
         check_whole,
         check_writable,
         console,
-        laboratory,
         output_folder,
         pick_device,
         write_json,
@@ -56,7 +55,7 @@ def linear(
     from alignlab.models.registry import find_encoder, find_llm
     from alignlab.probing import linear, linear_figures
     from alignlab.probing.ridge import folds_of
-    from alignlab.provenance import environment, shown, shown_model
+    from alignlab.provenance import environment, laboratory, shown, shown_model
 
     check_positive({"batch-size": batch_size})
     check_whole({"controls": controls, "nulls": nulls, "seed": seed})

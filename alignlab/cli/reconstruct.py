@@ -51,10 +51,10 @@ def reconstruct(
     Example: alignlab reconstruct --encoder mae --encoder vqgan --data my-photos/
     """
     from alignlab import paper
-    from alignlab.cli.common import check_writable, console, laboratory, output_folder, pick_device, write_json
+    from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.models.registry import expand, load_encoder
-    from alignlab.provenance import environment
+    from alignlab.provenance import environment, laboratory
     from alignlab.restoration.perceptual import BACKBONES
     from alignlab.restoration.pictures import save_grid
     from alignlab.restoration.reconstruction import FIDELITY_K

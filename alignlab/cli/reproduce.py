@@ -341,6 +341,7 @@ def show(console: Any, result: dict[str, Any], folder: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from alignlab.restoration.card import pair_of
     from alignlab.restoration.targets import COLUMNS
 
     lab = result["laboratory"]
@@ -361,7 +362,7 @@ def show(console: Any, result: dict[str, Any], folder: Path) -> None:
             table.add_row(escape(row["name"]), "missing", *["-"] * 5, *theirs)
         for found in row.get("evaluations", ()):
             several = f" on {found['data']['name']}" if len(row["evaluations"]) > 1 else ""
-            cells = [_pair(found[column]) for column in COLUMNS]
+            cells = [pair_of(found[column], 2) for column in COLUMNS]
             cells += [_gain(found["gain"]), f"{found['misaligned']}/{found['n']}"]
             table.add_row(escape(row["name"] + several), f"{row['images']:,}", *cells, *theirs)
     console.print(table)
@@ -373,11 +374,6 @@ def show(console: Any, result: dict[str, Any], folder: Path) -> None:
         console.print(escape(line), soft_wrap=True)
     console.print(escape(f"the paper, of its models: {result['paper']['says']}"), soft_wrap=True)
     console.print(escape(f"written: {folder}/result.json and pictures"), soft_wrap=True)
-
-
-def _pair(figures: dict[str, Any]) -> str:
-    psnr = figures["psnr"]["mean"]
-    return f"{'inf' if psnr is None else f'{psnr:.2f}'} / {figures['ssim']['mean']:.2f}"
 
 
 def _gain(figures: dict[str, Any] | None) -> str:

@@ -58,10 +58,10 @@ def decoder(
     Example: alignlab restore decoder --encoder mae-tiny --data scenes --data my-photos/ --out runs/decoder
     """
 
-    from alignlab.cli.common import check_writable, laboratory, output_folder, pick_device, write_json
+    from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.models.registry import load_encoder
-    from alignlab.provenance import environment
+    from alignlab.provenance import environment, laboratory
     from alignlab.restoration.decoder import LOSSES, Run, tune
     from alignlab.restoration.decoder_card import open_tests, write_card
 
@@ -215,7 +215,7 @@ def train(
     if json_file is not None:
         write_json(json_file, result)
     if result["evaluations"]:
-        _show_evaluations(result["evaluations"], how)
+        _show_evaluations(result["evaluations"], how, result.get("laboratory"))
     typer.echo(f"written: {folder}")
 
 
@@ -236,7 +236,7 @@ def evaluate(
     ),
     encoder: str | None = typer.Option(None, help="Where the encoder is, if the checkpoint's name does not find it."),
     llm: str | None = typer.Option(None, help="Where the language model is, likewise."),
-    batch_size: int = typer.Option(64, help="Images at once; changes the speed only."),
+    batch_size: int = typer.Option(64, help="Images at once: speed, and in bfloat16 the last digits."),
     seed: int | None = typer.Option(None, help="Of the degradations (default: that of every evaluation here)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
@@ -249,8 +249,8 @@ def evaluate(
     """
     from alignlab import trained
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
-    from alignlab.provenance import environment, shown
-    from alignlab.restoration.design import find, load, read
+    from alignlab.provenance import environment, laboratory, shown, shown_model
+    from alignlab.restoration.design import find, load, read, steps_of
     from alignlab.restoration.experiment import TEST_SEED, evaluate_on, open_test
     from alignlab.restoration.pictures import save_grid
     from alignlab.sheets import save_sheet
@@ -258,6 +258,7 @@ def evaluate(
 
     check_positive({"n": n, "batch-size": batch_size})
     _check_mode_and_dtype(mode, dtype)
+    task = list(dict.fromkeys(task))
     where = pick_device(device)
     for name in checkpoint:  # what is wrong shows before anything is loaded or measured
         plan, described, _ = read(find(name))
@@ -304,17 +305,22 @@ def evaluate(
                 save_grid(found.shown, folder / f"{label}.jpg", f"{one}, {model.how}")
                 sheet = save_sheet(found.shown, folder / f"{label}-sheet.png")
                 row = {"checkpoint": find(name).resolve().name, "design": plan.plain(), "frozen": described["frozen"]}
-                row["trained"] = trained.checkpoint(find(name))
+                row |= {"trained": trained.checkpoint(find(name)), "steps": steps_of(described)}
+                row["laboratory"] = laboratory([plan.encoder], plan.llm if plan.reads_llm else None, source)
                 results.append({**row, "picture": f"{label}.jpg", "sheet": sheet, **plain})
     if folder is None:
         return
+    labs = {row["laboratory"] for row in results}
+    whose = labs.pop() if len(labs) == 1 else "own"
     result = {
         "schema": "alignlab.restore-eval/1",
+        "laboratory": whose,
         "results": results,
         "config": {
             "checkpoint": [find(name).resolve().name for name in checkpoint],
             "data": [shown(source) for source in data],
             **{"task": task, "n": n, "held_out": fifth, "strength": strength, "mode": mode, "seed": seed},
+            **{"encoder": encoder and shown_model(encoder), "llm": llm and shown_model(llm)},
             **{"batch_size": batch_size, "device": where, "dtype": dtype},
         },
         "environment": environment(where),
@@ -322,7 +328,7 @@ def evaluate(
     write_json(folder / "result.json", result)
     if json_file is not None:
         write_json(json_file, result)
-    _show_evaluations(results, "restored")
+    _show_evaluations(results, "restored", whose)
     typer.echo(f"written: {folder}")
 
 
@@ -334,21 +340,24 @@ def apply(
     mode: str = typer.Option("forced", help="forced or free, as restore eval."),
     encoder: str | None = typer.Option(None, help="Where the encoder is, if the checkpoint's name does not find it."),
     llm: str | None = typer.Option(None, help="Where the language model is, likewise."),
-    batch_size: int = typer.Option(32, help="Images at once; changes the speed only."),
+    batch_size: int = typer.Option(32, help="Images at once: speed, and in bfloat16 the last digits."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
     out: Path | None = typer.Option(None, help="Folder for the pictures (default runs/restore-apply-TIME)."),
+    json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
 ) -> None:
-    """Restore pictures and write them as PNG files, of the size that the encoder's decoder paints.
+    """Restore pictures and write them as PNG files, squares of the size that the encoder's decoder paints.
 
     Example: alignlab restore apply noisy.png --task denoise --checkpoint runs/denoise
     """
     from torchvision.transforms.functional import to_pil_image
 
-    from alignlab.cli.common import output_folder, pick_device, write_json
+    from alignlab import trained
+    from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
     from alignlab.data import read_image, resize, to_tensor
     from alignlab.provenance import environment
-    from alignlab.restoration.design import find, load, read
+    from alignlab.restoration.design import find, load, read, steps_of
+    from alignlab.restoration.restorer import unwritten
 
     check_positive({"batch-size": batch_size})
     _check_mode_and_dtype(mode, dtype)
@@ -364,30 +373,58 @@ def apply(
     options = _mode_of(plan.how, mode)
     model, plan, described = load(checkpoint, device=where, dtype=dtype, encoder=encoder, llm=llm)
     folder = output_folder(out, "restore-apply")
+    if json_file is not None:
+        check_writable(json_file.absolute().parent, "--json")
     size = model.encoder.image_size
     squares = torch.cat([resize(picture, size) for picture in pictures])
-    restored = model.restore(squares, task, batch_size=batch_size, **options)
     chosen = task or plan.tasks[0]
-    names: list[str] = []
-    for path, made in zip(image, restored, strict=True):
-        before = sum(other.stem == path.stem for other in image[: len(names)])
-        names.append(f"{path.stem}-{chosen}{f'-{before + 1}' if before else ''}.png")
-        to_pil_image(made.clamp(0, 1)).save(folder / names[-1])
+    made: list[tuple[bool, torch.Tensor]] = []  # whether an answer has an image, and the picture
+    with torch.no_grad():
+        for batch in squares.split(batch_size):
+            tokens = model.write(model.encoder.encode(batch), chosen, **options)
+            opened = [not unwritten(one) for one in tokens.split(1)]
+            made += zip(opened, model.encoder.decode(tokens).cpu().clamp(0, 1), strict=True)
+    told: list[dict[str, Any]] = []
+    for at, (path, given, (opened_one, picture)) in enumerate(zip(image, pictures, made, strict=True)):
+        before = sum(other.stem == path.stem for other in image[:at])
+        name = f"{path.stem}-{chosen}{f'-{before + 1}' if before else ''}.png"
+        if opened_one:
+            to_pil_image(picture).save(folder / name)
+        told.append({"image": path.name, "size": [*given.shape[:1:-1]], "restored": name if opened_one else None})
     result = {
         "schema": "alignlab.restore-apply/1",
+        "laboratory": "own",  # for the pictures are
         "checkpoint": find(checkpoint).resolve().name,
+        "trained": trained.checkpoint(find(checkpoint)),
+        "steps": steps_of(described),
         "design": plan.plain(),
         "frozen": described["frozen"],
         "task": chosen,
         **options,
-        "pictures": [{"image": path.name, "restored": name} for path, name in zip(image, names, strict=True)],
+        "read_at": size,
+        "pictures": told,
         "environment": environment(where),
     }
     write_json(folder / "result.json", result)
+    if json_file is not None:
+        write_json(json_file, result)
+    _say_unfinished(find(checkpoint).name, result["steps"])
+    squeezed = [f"{one['image']} ({one['size'][0]} x {one['size'][1]})" for one in told if len(set(one["size"])) > 1]
+    if squeezed:
+        rest = f" and {len(squeezed) - 3} more" if len(squeezed) > 3 else ""
+        typer.echo(
+            f"note: {', '.join(squeezed[:3])}{rest}: squeezed into a square, as the encoder takes no other shape"
+        )
     typer.echo(
-        f"read at {size} x {size} pixels, as {model.encoder.name} sees them, and painted at {restored.shape[-1]}"
+        f"read at {size} x {size} pixels, as {model.encoder.name} sees them, and painted at {made[0][1].shape[-1]}"
     )
-    typer.echo(f"written: {folder} ({len(image)} picture(s))")
+    typer.echo(f"written: {folder} ({sum(one['restored'] is not None for one in told)} picture(s))")
+    lacking = [one["image"] for one in told if one["restored"] is None]
+    if lacking:
+        raise RuntimeError(
+            f"{len(lacking)} of {len(told)} answers never opened an image, so that there is no picture of "
+            f"{', '.join(lacking[:5])}; --mode forced opens it for them"
+        )
 
 
 def _check_learnt(task: str, plan: Design, name: str) -> None:
@@ -426,6 +463,8 @@ def _parameters(tasks: list[str], strength: list[str]) -> dict[str, Task | None]
     given: dict[str, Any] = {}
     for one in strength:
         name, _, value = one.partition("=")
+        if name in given:
+            raise ValueError(f"--strength {one}: {name} is given twice")
         if not any(name in names for names in known.values()):
             takes = "; ".join(f"{task} takes {', '.join(names) or 'nothing'}" for task, names in known.items())
             raise ValueError(f"--strength {one}: {takes}")
@@ -443,7 +482,12 @@ def _parameters(tasks: list[str], strength: list[str]) -> dict[str, Task | None]
     return changed
 
 
-def _show_evaluations(evaluations: list[dict[str, Any]], how: str) -> None:
+def _say_unfinished(name: str, steps: dict[str, int]) -> None:
+    if steps["done"] < steps["planned"]:
+        typer.echo(f"note: {name} is unfinished: step {steps['done']:,} of {steps['planned']:,}")
+
+
+def _show_evaluations(evaluations: list[dict[str, Any]], how: str, laboratory: str | None) -> None:
     """A table as the paper's Table 2, a row a task and set."""
     from rich.markup import escape
     from rich.table import Table
@@ -451,10 +495,16 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str) -> None:
     from alignlab.cli.common import console
     from alignlab.restoration.card import gain_of, pair_of
 
-    table = Table(title="PSNR in dB / SSIM on images that were not trained on", title_justify="left")
-    whose = ["checkpoint"] if len({one.get("checkpoint") for one in evaluations}) > 1 else []
+    # Files that were written before it was recorded hold held-out images alone.
+    unsure = list(dict.fromkeys(one["data"]["name"] for one in evaluations if not one.get("held_out", True)))
+    whose = {"embedded": " (embedded laboratory: small models, not the paper's)", "paper": " (the paper's laboratory)"}
+    title = (
+        f"PSNR in dB / SSIM{'' if unsure else ' on images that were not trained on'}{whose.get(laboratory or '', '')}"
+    )
+    table = Table(title=title, title_justify="left")
+    first = ["checkpoint"] if len({one.get("checkpoint") for one in evaluations}) > 1 else []
     for heading in (
-        *whose,
+        *first,
         "task",
         "data",
         "n",
@@ -470,7 +520,7 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str) -> None:
     for one in evaluations:
         cells = [pair_of(one[column]) for column in ("degraded", "alone", "restored")]
         table.add_row(
-            *(escape(one[key]) for key in whose),
+            *(escape(one[key]) for key in first),
             one["task"],
             escape(one["data"]["name"]),
             f"{one['n']}",
@@ -479,6 +529,13 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str) -> None:
             f"{one['misaligned']}",
         )
     console().print(table)
+    if unsure:
+        typer.echo(
+            f"note: whether the adapters, the encoder or its decoder learnt from pictures of {', '.join(unsure)} is not known: "
+            "no set of this content was given to the adapters' training"
+        )
+    for name, steps in {one["checkpoint"]: one["steps"] for one in evaluations if "steps" in one}.items():
+        _say_unfinished(name, steps)
     for one in evaluations:
         if one["told"]:
             typer.echo(

@@ -68,10 +68,15 @@ def _text(result: dict[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def pair_of(figures: dict[str, Any]) -> str:
-    """PSNR and SSIM in one cell."""
-    psnr, ssim = figures["psnr"]["mean"], figures["ssim"]["mean"]
-    return f"{'inf' if psnr is None else f'{psnr:.2f}'} / {ssim:.3f}"
+def pair_of(figures: dict[str, Any], digits: int = 3) -> str:
+    """PSNR and SSIM in one cell, with how many images' PSNR is infinite where that is not all.
+
+    >>> pair_of({"psnr": {"mean": 29.437, "infinite": 68}, "ssim": {"mean": 0.9}}, 2)
+    '29.44 (68 inf) / 0.90'
+    """
+    psnr, ssim, infinite = figures["psnr"]["mean"], figures["ssim"]["mean"], figures["psnr"].get("infinite")
+    exact = f" ({infinite} inf)" if infinite else ""
+    return f"{'inf' if psnr is None else f'{psnr:.2f}{exact}'} / {ssim:.{digits}f}"
 
 
 def gain_of(one: dict[str, Any]) -> str:
@@ -105,6 +110,8 @@ def command(result: dict[str, Any]) -> str:
     ):
         if recipe[name] != ours[name]:
             words.append(f"--{option} {recipe[name]}")
+    if recipe["dtype"] != "bfloat16":
+        words.append(f"--dtype {recipe['dtype']}")
     if result["crops"]:
         words.append(f"--crops {result['crops']}")
     return " ".join(words)

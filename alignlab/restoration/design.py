@@ -179,8 +179,27 @@ def read(folder: Path) -> tuple[Design, dict[str, Any], dict[str, Tensor]]:
 
 
 def find(name: str) -> Path:
-    """The folder of trained adapters: a shipped one's by its name, any other by its path."""
-    return shipped("checkpoints", name) if name in SHIPPED else Path(name).expanduser()
+    """The folder of trained adapters: a shipped one's by its name, any other by its path.
+
+    ValueError for a name that is both.
+    """
+    if name not in SHIPPED:
+        return Path(name).expanduser()
+    ours = shipped("checkpoints", name)
+    if Path(name, trained.ADAPTERS).is_file() and not Path(name).resolve().samefile(ours):
+        raise ValueError(
+            f"--checkpoint {name} comes with alignlab, and is a folder here too; for the folder write ./{name}"
+        )
+    return ours
+
+
+def steps_of(described: dict[str, Any]) -> dict[str, int]:
+    """How far the adapters of a description had learnt: steps `done` of those `planned`, and the `images` drawn by then."""
+    about = described["about"]
+    recipe = about.get("recipe", {})
+    planned = int(recipe.get("steps", 0))
+    done = int(about.get("steps", planned))
+    return {"done": done, "planned": planned, "images": done * int(recipe.get("batch", 0))}
 
 
 def load(

@@ -19,7 +19,7 @@ from alignlab.data import ImageTextDataset, load_dataset, resize, to_tensor
 from alignlab.data.degradations import Task
 from alignlab.files import whole, write_tensors
 from alignlab.pretrain.pool import held_out
-from alignlab.provenance import environment
+from alignlab.provenance import environment, laboratory
 from alignlab.restoration import fit
 from alignlab.restoration.batches import KEPT_BYTES
 from alignlab.restoration.card import write_card
@@ -59,11 +59,13 @@ class Experiment:
 
 @dataclass(frozen=True)
 class TestSet:
-    """Images to measure on: `indices` of a set's items, read as they are asked for."""
+    """Images to measure on: `indices` of a set's items, read as they are asked for. `held_out`: it is known that the adapters
+    did not learn from them; of other sets only that theirs had another fingerprint.
+    """
 
     data: ImageTextDataset
     indices: Sequence[int]
-
+    held_out: bool = False
     kept: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def pictures(self, size: int) -> Callable[[int, int], Tensor]:
@@ -89,16 +91,17 @@ def open_test(source: str, learnt: Sequence[dict[str, str]] = (), n: int | None 
     """The images of a set that training never saw: all of them, or, of a set that was `learnt` from (as `fit.named_data`
     tells it) and where `fifth`, every fifth. `n` takes that many, evenly spread.
 
-    Raises ValueError for scenes-train after learning from scenes: they are the same.
+    Raises ValueError for scenes-train after learning from scenes, or from another number of them: they are the same.
     """
     data = load_dataset(source, captions=False)
-    if data.name == "scenes-train" and any(one["name"] == "scenes" for one in learnt):
+    scenes = [one for one in learnt if one["name"].partition(":")[0] in ("scenes", "scenes-train")]
+    if data.name == "scenes-train" and any(one["fingerprint"] != data.fingerprint for one in scenes):
         raise ValueError(f"{source} are scenes that were learnt from; measure on scenes, which never are")
     held = fifth or any(one["fingerprint"] == data.fingerprint for one in learnt if one["fingerprint"])
     indices = held_out(data) if held else list(range(len(data)))
     if n is not None and n < len(indices):
         indices = [indices[i * len(indices) // n] for i in range(n)]
-    return TestSet(data, indices)
+    return TestSet(data, indices, held or source == "scenes")
 
 
 def run(
@@ -140,8 +143,10 @@ def run(
     first = tests[0] if tests else None
     samples = None if first is None else first.pictures(model.encoder.image_size)(0, min(fit.SHOWN, len(first)))
     history = fit.fit(model, plan, settings, samples=samples)
+    labs = {laboratory([plan.encoder], plan.llm if plan.reads_llm else None, one) for one in experiment.data}
     result = {
         **described,
+        "laboratory": labs.pop() if len(labs) == 1 else "own",
         "frozen": frozen_parts(model),
         "learnt": {
             "parameters": sum(p.numel() for p in model.trainable()),
@@ -246,6 +251,7 @@ def evaluate_on(
     plain = {
         "task": task,
         "data": {"name": test.data.name, "fingerprint": test.data.fingerprint, "items": len(test.data)},
+        "held_out": test.held_out,
         "n": found.n,
         "seed": seed,
         "strength": None if parameters is None else asdict(parameters),  # type: ignore[call-overload]

@@ -115,19 +115,21 @@ def test_perceptual_loss_without_its_networks_exits_1(tmp_path, capsys, no_torch
 
 
 def test_laboratories_are_never_mixed_up():
-    from alignlab.cli.common import laboratory
     from alignlab.paper import MODELS
+    from alignlab.provenance import laboratory
 
     theirs = [MODELS["mae"], MODELS["beit"], MODELS["vqgan"]]
     assert laboratory(["mae", "beit"], "smollm2", "scenes") == "embedded"
     assert laboratory(theirs, MODELS["llm"], "wit1024:somewhere") == "paper"
     assert laboratory([MODELS["mae"]], None, "imagenet:val") == "paper"
+    # What a laboratory's models are compared with is of the laboratory: random weights, first blocks, a code of the place.
+    assert laboratory([f"{MODELS['mae']}@random"], f"{MODELS['llm']}[:8]", "wit1024") == "paper"
+    assert laboratory(["mae+position", "beit@random+position"], "smollm2@random", "scenes") == "embedded"
     for mixed in (
         (["mae"], MODELS["llm"], "wit1024"),
         (theirs, "smollm2", "wit1024"),
         (theirs, MODELS["llm"], "scenes"),
         (["mae"], "smollm2", "photos"),
-        ([f"{MODELS['mae']}@random"], MODELS["llm"], "wit1024"),
     ):
         assert laboratory(*mixed) == "own"
 

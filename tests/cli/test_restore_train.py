@@ -13,6 +13,7 @@ from PIL import Image
 from alignlab import training
 from alignlab.cli import run
 from alignlab.restoration import fit
+from alignlab.restoration.design import find
 
 
 @pytest.fixture(scope="module")
@@ -265,11 +266,28 @@ def test_eval_with_other_strengths_in_free_mode(trained, photos, tmp_path):
     assert first["picture"] != second["picture"]  # two checkpoints of one name
 
 
+def test_eval_says_what_is_not_known_to_be_unseen(trained, photos, tmp_path, capsys):
+    """The same pictures as another set: what was learnt from is told by a set's content."""
+    (tmp_path / "few").mkdir()
+    for path in sorted(photos.glob("0[0-5].*")):
+        shutil.copy(path, tmp_path / "few")
+    command = ["restore", "eval", "--checkpoint", str(trained), "--task", "denoise", "--task", "denoise"]
+    for data, unsure in ((photos, False), (tmp_path / "few", True)):
+        assert run([*command, "--data", str(data), "--dtype", "float32", "--out", str(tmp_path / "out")]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("images that were not trained on" in shown) is not unsure
+        assert (f"learnt from pictures of {data.name} is not known" in shown) is unsure
+        (one,) = plain(tmp_path / "out")["results"]  # a task given twice is one
+        assert one["held_out"] is not unsure
+        assert one["laboratory"] == "own"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--task", "blur"], "--task must be one of"),
         (["--task", "flip"], "has learnt denoise, rotate"),
+        (["--strength", "sigma=60,60", "--strength", "sigma=9,9"], "--strength sigma=9,9: sigma is given twice"),
         (["--strength", "grain=1"], "--strength grain=1: denoise takes sigma; rotate takes turns"),
         (["--task", "denoise", "--strength", "sigma"], "--strength must be NAME=NUMBER"),
         (["--task", "denoise", "--strength", "sigma=9"], "--strength of denoise: sigma must be two numbers"),
@@ -307,6 +325,50 @@ def test_apply(trained, photos, tmp_path, capsys):
     first, second = (np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*.png")))
     assert first.shape == (32, 32, 3)
     assert not np.array_equal(first, second)
+
+
+def test_apply_tells_what_it_did_to_a_picture(trained, tmp_path, capsys):
+    Image.new("RGB", (50, 3), "red").save(tmp_path / "wide.png")
+    command = ["restore", "apply", str(tmp_path / "wide.png"), "--checkpoint", str(trained), "--dtype", "float32"]
+    assert run([*command, "--out", str(tmp_path / "out"), "--json", str(tmp_path / "too.json")]) == 0
+    assert "wide.png (50 x 3): squeezed into a square" in capsys.readouterr().out
+    result = plain(tmp_path / "out")
+    assert result == json.loads((tmp_path / "too.json").read_text())
+    assert result["pictures"] == [{"image": "wide.png", "size": [50, 3], "restored": "wide-denoise.png"}]
+    assert (result["read_at"], result["laboratory"]) == (32, "own")
+    assert result["steps"] == {"done": 4, "planned": 4, "images": 12}
+    assert result["trained"].startswith("tiny@sha256:")
+
+
+def test_apply_without_an_image_writes_none(trained, photos, tmp_path, capsys):
+    """The small language model was never taught to open an image by itself."""
+    command = ["restore", "apply", str(photos / "00.png"), "--checkpoint", str(trained), "--mode", "free"]
+    assert run([*command, "--dtype", "float32", "--out", str(tmp_path)]) == 1
+    assert "1 of 1 answers never opened an image, so that there is no picture of 00.png" in capsys.readouterr().err
+    assert plain(tmp_path)["pictures"][0]["restored"] is None
+    assert list(tmp_path.glob("*.png")) == []
+
+
+def test_unfinished_adapters_are_called_so(trained, photos, tmp_path, capsys):
+    from alignlab import trained as files
+
+    described, state = files.read(trained, "restore train")
+    about = {**described["about"], "steps": 2}
+    files.write(tmp_path / "half", state, described["design"], described["frozen"], about)
+    command = ["--checkpoint", str(tmp_path / "half"), "--dtype", "float32", "--out", str(tmp_path / "out")]
+    assert run(["restore", "apply", str(photos / "00.png"), *command]) == 0
+    assert "half is unfinished: step 2 of 4" in capsys.readouterr().out
+    assert run(["restore", "eval", "--data", str(photos), "--task", "denoise", *command]) == 0
+    assert "half is unfinished: step 2 of 4" in capsys.readouterr().out
+    assert plain(tmp_path / "out")["results"][0]["steps"] == {"done": 2, "planned": 4, "images": 6}
+
+
+def test_a_name_of_both_is_not_guessed(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "denoise-mae-smollm2")
+    assert run(["restore", "eval", "--checkpoint", "denoise-mae-smollm2"]) == 2
+    assert "comes with alignlab, and is a folder here too; for the folder write ./denoise" in capsys.readouterr().err
+    assert find("./denoise-mae-smollm2").resolve() == (tmp_path / "denoise-mae-smollm2").resolve()
 
 
 @pytest.mark.parametrize(

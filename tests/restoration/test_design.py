@@ -142,7 +142,13 @@ def test_other_frozen_models_are_refused_by_hash(tmp_path, plan, small_mae, smal
     with pytest.raises(ValueError, match=r"trained with the encoder small-mae@.*, and this is pca"):  # of another width
         design.load(str(tmp_path / "a"), encoder="pca", dtype="float32")
     shutil.copytree(small_mae, tmp_path / "elsewhere" / "small-mae")
-    back, _, _ = design.load(str(tmp_path / "a"), encoder=str(tmp_path / "elsewhere" / "small-mae"), dtype="float32")
+    shutil.copytree(small_llm, tmp_path / "elsewhere" / "moved-and-called-otherwise")
+    back, _, _ = design.load(
+        str(tmp_path / "a"),
+        encoder=str(tmp_path / "elsewhere" / "small-mae"),
+        llm=str(tmp_path / "elsewhere" / "moved-and-called-otherwise"),
+        dtype="float32",
+    )
     assert back.restore(IMAGES[:1]).shape == (1, 3, 32, 32)
 
 

@@ -115,7 +115,9 @@ def _both(node: Node) -> Cell:
     """PSNR / SSIM, in order of the PSNR."""
     psnr, ssim = _mean(node["psnr"], 2), node["ssim"]["mean"].number(optional=True)
     value = node["psnr"]["mean"].number(optional=True)
-    text = psnr.text if value is None else number(value, 2)
+    infinite = node["psnr"]["infinite"].whole() if "infinite" in node["psnr"] else 0
+    exact = f" ({infinite} inf)" if infinite else ""
+    text = psnr.text if value is None else number(value, 2) + exact
     return Cell(f"{text} / {number(ssim, 2)}", psnr.sort)
 
 
