@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from alignlab.restoration.targets import Lab, Target
 
 SCHEMA, PLAN_SCHEMA = "alignlab.reproduce/1", "alignlab.reproduce-plan/1"
+LARGEST_CARD = 80  # GB, of the paper's kind of GPU
 TABLE4 = "table4"  # made of captions and alignments, and so of another kind than the others
 ALL = "all"
 
@@ -209,7 +210,9 @@ def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | N
         "laboratory": lab.name,
         "accumulate": parts,
         "rows": rows,
+        "n": max((one.n for one in experiments), default=0),
         "hours_left": sum(row["hours_left"] or 0.0 for row in rows),
+        "memory_gb": max((row["memory_gb"] or 0.0 for row in rows), default=0.0),
         "weights": plain_needs(estimate.needs([one.design for one in experiments])),
         "data": list(sources),
         "data_missing": estimate.missing_data(sources),
@@ -259,7 +262,14 @@ def show_costs(console: Any, plan: dict[str, Any]) -> None:
     from alignlab import paper
     from alignlab.restoration.estimate import PEAK_SHARE, TRAIN_SHARE, WRITE_SHARE
 
-    console.print(f"time left for all: {time_left(plan['hours_left'])}")
+    console.print(f"time left for all: {time_left(plan['hours_left'])}; measured on {plan['n']:,} images of each set")
+    on_gpus = plan["rate_tflops"] is None
+    console.print(f"{'GPU memory' if on_gpus else 'memory'} at most: {plan['memory_gb']:.1f} GB")
+    if on_gpus and plan["memory_gb"] > LARGEST_CARD:
+        console.print(
+            f"A card of {LARGEST_CARD} GB does not hold that: a larger --accumulate takes less, in as much time.",
+            soft_wrap=True,
+        )
     if plan["rate_tflops"] is None:
         gpus = f"{paper.HARDWARE['gpus']} {paper.HARDWARE['gpu']} at {PEAK_SHARE:.0%} of {paper.HARDWARE['peak'] / 1e12:.0f}"
         text = f"time: on {gpus} TFLOP/s each; the paper says about {paper.HARDWARE['hours']} hours for one training of LM4LV."

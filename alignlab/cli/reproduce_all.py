@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from alignlab.restoration.targets import Lab
 
 SCHEMA = "alignlab.reproduce-all/1"
-LARGEST_CARD = 80  # GB, of the paper's kind of GPU
 
 
 @dataclass(frozen=True)
@@ -254,6 +253,7 @@ def plan(lab: Lab, runs: Path, n: int, seed: int, accumulate: int | None, device
         "accumulate": parts,
         "rows": list(rows.values()),
         "hours_left": sum(row["hours_left"] or 0.0 for row in rows.values()),
+        "n": max((one["n"] for one in plans), default=0),
         "memory_gb": max((row["memory_gb"] or 0.0 for row in rows.values()), default=0.0),
         "download_gb": round(sum(need["gb"] for need in weights.values() if need["here"] is False), 2),
         "weights": list(weights.values()),
@@ -281,11 +281,6 @@ def show_plan(console: Any, plan: dict[str, Any]) -> None:
         names = (row["run"], ", ".join(row["targets"]))
         table.add_row(*map(escape, names), f"{row['images']:,}", row["state"], memory, time_left(row["hours_left"]))
     console.print(table)
-    device = "GPU memory" if plan["rate_tflops"] is None else "memory"
-    console.print(f"{device} at most: {plan['memory_gb']:.1f} GB; weights to get: {plan['download_gb']:.2f} GB")
-    if plan["rate_tflops"] is None and plan["memory_gb"] > LARGEST_CARD:
-        console.print(
-            f"A card of {LARGEST_CARD} GB does not hold that: a larger --accumulate takes less, in as much time."
-        )
+    console.print(f"weights to get: {plan['download_gb']:.2f} GB")
     show_costs(console, plan)
     console.print("not counted: measure, reconstruct, the probes and analyses, which read finished runs.")
