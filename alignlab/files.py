@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
+import platform
 import re
 import threading
 import zipfile
@@ -14,7 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
+
+
+_HOST = re.sub(r"\W+", "_", platform.node())
 
 
 @contextmanager
@@ -24,11 +30,13 @@ def whole(
     """A path beside `path` to write to; it takes that name once it is written to the end, and goes where it is not.
 
     It is always the same, so that the next run writes over what a killed one left there; of `several` that write the same file
-    at once each has its own.
+    at once each has its own, and removes what those have left that are dead.
     Raises OSError, "WHAT (reason); REMEDY", for what the system refuses, whichever library reports it in whichever way.
     """
-    own = f".{os.getpid()}-{threading.get_ident()}" if several else ""
+    own = f".{_HOST}-{os.getpid()}-{threading.get_ident()}" if several else ""
     unfinished = path.with_name(f".{path.name}{own}")
+    if several:
+        _remove_those_of_the_dead(path)
     try:
         yield unfinished
         _settle(unfinished)
@@ -43,6 +51,17 @@ def whole(
             unfinished.unlink(missing_ok=True)
 
 
+def _remove_those_of_the_dead(path: Path) -> None:
+    """What killed processes of this machine were writing in the place of `path`."""
+    import psutil
+
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(_HOST)}-*"):
+        pid = left.name.removeprefix(f".{path.name}.{_HOST}-").partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file whole or not at all, readable to all; OSError as `whole`."""
     from safetensors.torch import save_file
@@ -50,6 +69,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     with whole(path) as unfinished:
         save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, unfinished, metadata=metadata)
         unfinished.chmod(0o644)  # safetensors makes it readable to its owner alone
+
+
+def save_figure(figure: Figure, path: Path, **how: Any) -> None:
+    """Write a matplotlib figure whole or not at all, in the format of its name or as told; OSError as `whole`."""
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, **{"format": path.suffix[1:], **how})
 
 
 def read_saved(path: Path) -> Any:

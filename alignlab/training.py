@@ -161,6 +161,18 @@ def processes(device: str = "cpu") -> Processes:
     return Processes(state.process_index, state.num_processes)
 
 
+@contextmanager
+def in_turn(folder: Path, among: Processes) -> Iterator[None]:
+    """One command at a time works in a folder, with all its processes; the others wait for it."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock") if among.rank == 0 else nullcontext():
+        among.share(None)  # no process begins before the first has the lock
+        yield
+        among.share(None)  # which it keeps until all are done
+
+
 def _save(path: Path, state: dict[str, Any]) -> None:
     kept = "free some space and give the same command again" + ("; the last state is kept" if path.exists() else "")
     with whole(path, "cannot keep the training's state", kept) as unfinished:

@@ -28,6 +28,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "fuzz"))
 import fuzz_checkpoints  # noqa: E402
 import fuzz_commands  # noqa: E402
 import fuzz_datasets  # noqa: E402
+import fuzz_features  # noqa: E402
 import fuzz_images  # noqa: E402
 import fuzz_results  # noqa: E402
 import hypothesis  # noqa: E402
@@ -44,7 +45,9 @@ SHARES = {
     **{"correlation": 1, "reproduce": 3, "report": 1, "command line": 16, "working line": 2},
     **{"features file": 14, "store": 1},
 }
-KINDS = (*fuzz_images.KINDS, *fuzz_datasets.KINDS, *fuzz_checkpoints.KINDS, *fuzz_results.KINDS, *fuzz_commands.KINDS)
+MODULES = (fuzz_images, fuzz_datasets, fuzz_checkpoints, fuzz_features, fuzz_results, fuzz_commands)
+KINDS = tuple(kind for module in MODULES for kind in module.KINDS)
+assert SHARES.keys() == {kind.name for kind in KINDS}, "every kind has its share"
 STUCK = 600.0  # seconds after which an input that cannot be interrupted ends the script, with where it is
 
 

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
 import torch
 
 from alignlab import training
-from alignlab.files import read_saved, whole, write_tensors
+from alignlab.files import _HOST, read_saved, save_figure, whole, write_tensors
 
 
 @contextlib.contextmanager
@@ -124,3 +125,39 @@ def test_every_flipped_byte_of_a_state_is_noticed(tmp_path):
         assert torch.equal(again["weight"], found)  # padding, dates and the like
         quiet += 1
     assert quiet < len(content) / 3
+
+
+def test_what_a_killed_one_of_several_left_is_removed(tmp_path):
+    """And nothing of one that lives, of another machine's or of another file's."""
+    path = tmp_path / "features.safetensors"
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom alignlab.files import whole\n"
+        "with whole(Path(sys.argv[1]), several=True) as unfinished:\n"
+        "    unfinished.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    with whole(path, several=True) as living:
+        living.write_text("half")
+        others = [left.with_name(left.name.replace(_HOST, f"{_HOST}x")), tmp_path / f".other{left.name}"]
+        for other in others:
+            other.write_text("half")
+        with whole(path, several=True) as unfinished:
+            assert not left.exists() or left == unfinished
+            unfinished.write_text("whole")
+        assert living.exists() or living == unfinished
+        living.write_text("later")
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+    assert path.read_text() == "later"
+
+
+def test_a_figure_appears_whole_or_not_at_all(tmp_path):
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.add_subplot().imshow(torch.rand(200, 200, generator=torch.Generator().manual_seed(0)).numpy())
+    with full_disk(), pytest.raises(OSError, match="cannot be written"):
+        save_figure(figure, tmp_path / "a.png", dpi=300)
+    assert list(tmp_path.iterdir()) == []
+    save_figure(figure, tmp_path / "a.png", dpi=30)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alignlab.files import save_figure
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -62,7 +64,7 @@ def save_gallery(
         figure.text(0.5, 1 - 0.1 / tall, title, fontsize=10, ha="center", va="top", parse_math=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script that the font has not
-        figure.savefig(path, dpi=130, format="jpeg", pil_kwargs={"quality": 88})
+        save_figure(figure, path, dpi=130, format="jpeg", pil_kwargs={"quality": 88})
 
 
 def _lines(label: str, words: str) -> list[str]:

@@ -6,7 +6,6 @@ A row is one encoder: a probe, trained and measured by `experiment.run` in a fol
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -38,7 +37,7 @@ from alignlab.models.registry import EMBEDDED as SHORT
 from alignlab.models.registry import SHIPPED, expand, find_encoder, find_llm
 from alignlab.models.variant import parse
 from alignlab.provenance import environment, shown, shown_model
-from alignlab.training import Recipe, processes
+from alignlab.training import Recipe, in_turn, processes
 
 NAME, TITLE = "table4", "Table 4: alignment of encoders with a language model"
 METRICS = {"M-kNN": "mutual_knn", "CKA": "cka"}  # the paper's column -> its metric
@@ -352,21 +351,13 @@ def perform(place: Place, *, device: str = "cpu", accumulate: int = 1, laborator
 
     Errors as `experiment.run`, `extract` and `align`.
     """
-    if place.state == "done":
-        return
-    from filelock import FileLock
-
     among = processes(device)
-    place.where.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.where / ".lock") if among.rank == 0 else contextlib.nullcontext()
-    with lock:
+    if among.share(place.state) == "done":  # another command may have finished it between two processes' looks
+        return
+    with in_turn(place.where, among):
         if among.rank == 0 and read_alignment(place.row, place.where) is None:
             _align(place.row, place.where, device)  # minutes, where the probe may take hours
         run(place.row.experiment, place.where, device=device, accumulate=accumulate, laboratory=laboratory)
-    if among.count > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
 
 
 def _align(row: Row, where: Path, device: str) -> None:

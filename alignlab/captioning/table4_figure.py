@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.captioning.table4_columns import PAPERS
+from alignlab.files import save_figure
 
 HERE, CONTROL, GREY, CEILING = "#1f6fb4", "#d1660f", "#6e6e6e", "#2a9d4e"
 
 
-def save_figure(
+def save_bars(
     rows: Sequence[Mapping[str, Any]],
     human: Mapping[str, Any] | None,
     published: Mapping[str, Mapping[str, float]],
@@ -48,7 +49,7 @@ def save_figure(
         del keys[1]
     figure.legend(handles=keys, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def _point(axes: Any, at: int, found: Mapping[str, Any] | None, colour: str) -> None:

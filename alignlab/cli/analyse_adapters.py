@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from alignlab.files import save_figure
+
 SCHEMA = "alignlab.analyse-adapters/1"
 
 
@@ -58,7 +60,7 @@ def adapters(
         analysed = {**analysis.analyse(one, draws, seed), "pictures": [f"heatmap-{label}.png", f"singular-{label}.png"]}
         figures = (analysis.heatmaps(one), analysis.spectra(analysed))
         for figure, picture in zip(figures, analysed["pictures"], strict=True):
-            figure.savefig(folder / picture, dpi=130)
+            save_figure(figure, folder / picture, dpi=130)
         found.append(analysed)
     simulation = None
     if simulate:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from alignlab.files import save_figure
+
 if TYPE_CHECKING:
     from alignlab.analysis.points import Gathered
 
@@ -92,7 +94,7 @@ def correlation(
         check_writable(json_file.absolute().parent, "--json")
     title = f"{found.task} on {found.data}; alignment on {found.alignment_data}"
     picture = analysis.scatter(found.points, correlations, LABELS[column], title)
-    picture.savefig(folder / "correlation.png", dpi=130)
+    save_figure(picture, folder / "correlation.png", dpi=130)
     described = {
         "schema": SCHEMA,
         "laboratory": _laboratory(found),

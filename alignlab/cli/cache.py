@@ -45,13 +45,16 @@ def list_() -> None:
     for heading in ("items", "size", "changed"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in found:
-        items = one.trouble or (f"{one.n:,}" if one.complete else f"{one.items:,} of {one.n:,}")
+        items = "unreadable" if one.trouble else f"{one.n:,}" if one.complete else f"{one.items:,} of {one.n:,}"
         names = (one.folder.name[:8], one.model, one.data, one.pool, one.dtype)
         table.add_row(
             *map(escape, names), items, f"{si(one.size)}B", time.strftime("%Y-%m-%d", time.localtime(one.changed))
         )
     if found:
         screen.print(table)
+    for one in found:
+        if one.trouble:
+            screen.print(escape(f"{_named(one)}: {one.trouble}"), soft_wrap=True)
     total = f"{si(sum(one.size for one in found))}B"
     screen.print(escape(f"{len(found)} set(s) of features, {total}, in {home()} (ALIGNLAB_HOME)"), soft_wrap=True)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +79,28 @@ def write_json(path: Path, value: Any) -> None:
     with whole(path, several=True) as unfinished:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def slug(name: str) -> str:
+    """A model's name as a part of a file's.
+
+    >>> slug("facebook/vit-mae-large@random")
+    'facebook-vit-mae-large@random'
+    """
+    return re.sub(r"[^\w.+@-]+", "-", name).strip("-")
+
+
+def check_told_apart(models: Sequence[Any]) -> None:
+    """ValueError for two models, with a `name` and a `checkpoint` each, that are called alike: one's files would take the
+    place of the other's."""
+    called: dict[str, Any] = {}
+    for model in models:
+        other = called.setdefault(slug(model.name), model)
+        if other.checkpoint != model.checkpoint:
+            raise ValueError(
+                f"two models are called {model.name} ({other.checkpoint} and {model.checkpoint}); rename one's folder, or take one "
+                "at a time"
+            )
 
 
 def check_writable(folder: Path, option: str) -> None:

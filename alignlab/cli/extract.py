@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from alignlab.cli.common import check_positive
+from alignlab.cli.common import check_positive, check_told_apart, slug
 
 SCHEMA = "alignlab.extract/1"
 
@@ -53,6 +52,7 @@ def extract(
     dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)
     found = [(find_encoder(name, device=where, dtype=dtype), pool) for name in names]
     found += [(find_llm(name, device=where, dtype=dtype), llm_pool) for name in dict.fromkeys(llm)]
+    check_told_apart([handle for handle, _ in found])
     for handle, chosen in found:
         spec_of(handle, dataset, chosen)  # a wrong --pool shows before anything is computed
     folder = output_folder(out, "extract") if among.rank == 0 else None
@@ -97,7 +97,7 @@ def _save(spec: Any, folder: Path | None) -> tuple[list[list[int]], str | None]:
     if folder is None:
         first = next(shards(spec))
         return [[spec.n, *x.shape[1:]] for x in (first if isinstance(first, list) else [first])], None
-    name = re.sub(r"[^\w.+@-]+", "-", spec.model).strip("-") + ".safetensors"
+    name = f"{slug(spec.model)}.safetensors"
     return write(spec, folder / name), name
 
 

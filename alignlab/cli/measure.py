@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from alignlab.files import save_figure
+
 if TYPE_CHECKING:
     from alignlab.data import ImageTextDataset
     from alignlab.models.registry import Handle
@@ -69,7 +71,15 @@ def measure(
     Example: alignlab measure --encoder mae --encoder beit --data my-photos/ --out runs/mine
     """
     from alignlab.alignment.settings import choose_approximations, settle
-    from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
+    from alignlab.cli.common import (
+        check_told_apart,
+        check_writable,
+        console,
+        output_folder,
+        pick_device,
+        slug,
+        write_json,
+    )
     from alignlab.data import load_dataset
     from alignlab.metrics.registry import REGISTRY, check_name
     from alignlab.models.registry import expand, find_encoder, find_llm
@@ -88,6 +98,7 @@ def measure(
         settle(REGISTRY[name], k, metric_options)
     language = find_llm(llm, device=where, device_map=device_map, **_llm_numbers(llm_dtype or dtype, dtype))
     encoders = [find_encoder(name, device=where, dtype=dtype) for name in names]
+    check_told_apart(encoders)
     if among.rank > 0:  # it takes its share of the extraction; the first aligns, writes and speaks
         _extract(language, encoders, dataset, pool, llm_pool, batch_size)
         return
@@ -116,10 +127,7 @@ def measure(
     pairs, notes = [], []
     for features, result in results:
         notes += [note for note in result.notes if note not in notes]
-        for name in metrics:
-            picture = folder / f"heatmap-{_slug(features.name)}-{_slug(texts.name)}-{name}.png"
-            result.heatmap(name).savefig(picture, dpi=130)
-            pairs.append(plain_pair(features, texts, result, name))
+        pairs += [plain_pair(features, texts, result, name) for name in metrics]
     described = {
         "schema": SCHEMA,
         "laboratory": laboratory(names, llm, data),
@@ -152,6 +160,10 @@ def measure(
         "environment": environment(where),
     }
     write_json(folder / "result.json", described)
+    for features, result in results:
+        for name in metrics:
+            picture = f"heatmap-{slug(features.name)}-{slug(texts.name)}-{name}.png"
+            save_figure(result.heatmap(name), folder / picture, dpi=130)
     show(console(), described, folder)
     if json_file is not None:
         write_json(json_file, described)
@@ -221,10 +233,6 @@ def _extract(
         spec_of(handle, data, pool)  # a wrong --pool shows before anything is computed
     images = [extract(handle, data, pool=pool, batch_size=batch_size) for handle in encoders]
     return extract(language, data, pool=llm_pool, batch_size=batch_size), images
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def show(console: Any, result: dict[str, Any], folder: Path) -> None:

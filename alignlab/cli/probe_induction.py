@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from alignlab.files import save_figure
+
 if TYPE_CHECKING:
     from alignlab.restoration.lm4lv import LM4LV
 
@@ -119,9 +121,9 @@ def induction(
             language, attentions, chosen, ids, start, loss_of_images, quality, draws=draws, seed=seed
         )
         groups = induction_result.plain_ablated(found_without)
-        induction_result.ablation_bars(groups).savefig(folder / "induction-ablation.png", dpi=130)
+        save_figure(induction_result.ablation_bars(groups), folder / "induction-ablation.png", dpi=130)
     for slug, (found, title) in maps.items():
-        induction_result.head_map(found, title).savefig(folder / f"{slug}.png", dpi=130)
+        save_figure(induction_result.head_map(found, title), folder / f"{slug}.png", dpi=130)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "laboratory": laboratory(encoders, name, data if checkpoint is not None else "scenes"),

@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from alignlab.files import save_figure
+
 
 def layers(
     task: str = typer.Option("denoise", help="denoise, deblur, derain, pepper, mask, rotate, flip or repeat."),
@@ -82,7 +84,7 @@ def layers(
         check_writable(json_file.absolute().parent, "--json")
     found = probing.run(plan, folder, device=where)
     result = {"laboratory": laboratory([encoder], llm, data), **found}
-    curve(result).savefig(folder / "layers.png", dpi=150)
+    save_figure(curve(result), folder / "layers.png", dpi=150)
     write_json(folder / "result.json", result)
     if json_file is not None:
         write_json(json_file, result)

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from alignlab.files import save_figure
+
 SCHEMA = "alignlab.probe-linear/1"
 
 
@@ -47,6 +49,7 @@ def linear(
         console,
         output_folder,
         pick_device,
+        slug,
         write_json,
     )
     from alignlab.data import load_dataset
@@ -120,7 +123,7 @@ def linear(
     ]
     for pair in pairs:
         figure = linear_figures.regression(pair, texts.name, images.name, len(dataset))
-        figure.savefig(folder / f"linear-regression-{pair['encoder_layer']}.png", dpi=130)
+        save_figure(figure, folder / f"linear-regression-{pair['encoder_layer']}.png", dpi=130)
     regressed = time.perf_counter()
     labels = []
     for one in wanted:
@@ -147,7 +150,7 @@ def linear(
                 "sides": sides,
             }
         )
-        linear_figures.label(labels[-1]).savefig(folder / f"linear-label-{_slug(one.name)}.png", dpi=130)
+        save_figure(linear_figures.label(labels[-1]), folder / f"linear-label-{slug(one.name)}.png", dpi=130)
     result = {
         "schema": SCHEMA,
         "laboratory": laboratory([encoder], llm, data),
@@ -197,10 +200,6 @@ def _labels(dataset: Any, asked: list[str], folds: int) -> tuple[list[Any], list
         except ValueError as error:
             notes.append(f"{error} (left out)")
     return usable, notes
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
 
 
 def show(console: Any, result: dict[str, Any], folder: Path) -> None:

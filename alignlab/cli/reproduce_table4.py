@@ -189,7 +189,7 @@ def result(
     from alignlab import paper
     from alignlab.captioning import table4
     from alignlab.captioning.table4_columns import FORMULA, gather, human
-    from alignlab.captioning.table4_figure import save_figure
+    from alignlab.captioning.table4_figure import save_bars
     from alignlab.captioning.table4_readings import orders, readings
     from alignlab.provenance import environment, shown, shown_model
 
@@ -204,7 +204,7 @@ def result(
             row["gallery"] = _gallery(place, row["evaluation"], folder / f"{Path(name).stem}-sheet.png")
     ceiling = human(rows)
     judges = [row["evaluation"]["judge"] for row in rows if "evaluation" in row]
-    save_figure(
+    save_bars(
         rows,
         ceiling,
         paper.TABLE4,

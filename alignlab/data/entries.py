@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.data.dataset import Bad, Entry
+from alignlab.data.images import read_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm")
 
@@ -35,7 +36,7 @@ class InFolder:
         return os.path.join(self.folder, self.name)
 
     def __call__(self) -> bytes:
-        return Path(str(self)).read_bytes()
+        return read_file(str(self))
 
 
 def inside(image: Any, root: str | Path) -> str:
@@ -83,6 +84,8 @@ def read_text(path: Path) -> str:
     """A file's text, without a byte order mark. FileNotFoundError passes, other failures become ValueError."""
     # Bytes that are not UTF-8 come through as surrogates, so that the line they are on can be named.
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: cannot be read (it is no ordinary file)")
         return path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     except FileNotFoundError:
         raise

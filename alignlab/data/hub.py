@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from alignlab.data.dataset import Bad, Entry
 from alignlab.data.entries import Opened, captions_of, one_line
+from alignlab.data.images import read_file
 from alignlab.errors import causes
 
 _CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
@@ -33,9 +33,9 @@ class _HubImage:
 
     def __call__(self) -> bytes:
         cell = self.rows[self.index][self.column]
-        if cell is None:
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise FileNotFoundError("the row has no image")
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        return cell["bytes"] if cell["bytes"] is not None else read_file(cell["path"])
 
 
 def open_hub(source: str) -> Opened:

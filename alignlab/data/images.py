@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 if TYPE_CHECKING:
     import torch
 
+LARGEST = 1 << 28  # bytes; an encoded image of more than 256 MiB is none, or a hostile one
 # Raster formats only: PIL would hand an EPS file, whatever it is called, to Ghostscript to run.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM")
 
@@ -51,13 +53,26 @@ def read_image(source: str | Path | bytes | Image.Image) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             return _guarded(source)
-        return decode(source if isinstance(source, bytes) else Path(source).read_bytes())
+        return decode(source if isinstance(source, bytes) else read_file(source))
     except FileNotFoundError:
         raise FileNotFoundError(f"{label}: no such file") from None
     except OSError as error:
         raise ValueError(f"{label}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from error
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of an image's file; OSError where it cannot be read, is no ordinary file (a pipe would never end, nor would a
+    device) or is larger than any image.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is no ordinary file")
+    if found.st_size > LARGEST:
+        raise OSError(f"{found.st_size:,} bytes; an image has {LARGEST:,} at most")
+    with open(path, "rb") as file:
+        return file.read(found.st_size)  # no more than that: files that the system makes up say 0 and go on
 
 
 def decode(data: bytes) -> Image.Image:

@@ -15,8 +15,8 @@ from typing import Any
 
 from alignlab.data.dataset import Bad, Entry
 from alignlab.data.entries import IMAGE_SUFFIXES, captions_of, numbered, parse_json, refuse_undecodable, short
+from alignlab.data.images import LARGEST
 
-LARGEST = 1 << 28  # bytes of an image
 LONGEST = 1 << 20  # bytes of an item's texts
 TEXTS = (".txt", ".caption", ".cap")
 KEYS = ("captions", "caption", "text")  # of a .json
@@ -105,6 +105,7 @@ def _items(path: Path) -> Iterator[tuple[str, dict[str, TarMember]]]:
                 key = now
                 member = TarMember(shard, info.name, info.offset_data, info.size)
                 members["." + suffix.lower()] = member
+            _check_end(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{path}: not a whole tar ({reason}); download it again, uncompressed") from error
@@ -112,10 +113,26 @@ def _items(path: Path) -> Iterator[tuple[str, dict[str, TarMember]]]:
         yield key, members
 
 
+def _check_end(path: Path, offset: int) -> None:
+    """ValueError unless the shard ends where its headers do: tarfile takes a header that it cannot read for the end."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise ValueError("cut off: the end of an archive is missing")
+    if any(block):
+        raise ValueError(f"a damaged header at byte {offset:,}")
+
+
 def _entry(path: Path, key: str, members: dict[str, TarMember]) -> Entry:
-    image = next((member for suffix, member in members.items() if suffix.endswith(IMAGE_SUFFIXES)), None)
-    if image is None:
+    images = [suffix for suffix in members if suffix.endswith(IMAGE_SUFFIXES)]
+    if not images:
         raise ValueError(f"no image among {short(', '.join(members))}")
+    # Beside 0001.png there may be 0001.mask.png, which is another thing.
+    plain = [suffix for suffix in images if suffix in IMAGE_SUFFIXES] or images
+    if len(plain) > 1:
+        raise ValueError(f"{len(plain)} images in one item: {short(', '.join(plain))}; leave one")
+    image = members[plain[0]]
     meta: dict[str, Any] = {}
     said: Any = None
     if ".json" in members:

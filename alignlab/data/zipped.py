@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-LARGEST = 1 << 28  # bytes; an encoded image of more than 256 MiB is a damaged or hostile directory
+from alignlab.data.images import LARGEST
+
 _HEADER = 30  # of a member, before its name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from alignlab.features.store import SCHEMA, SHARD, is_being_written, is_whole
 from alignlab.paths import home
+
+_NAME = re.compile(r"shard-\d{5,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,13 @@ def _entry(folder: Path) -> Entry:
         if manifest["schema"] != SCHEMA:
             raise ValueError(f"its schema is {manifest['schema']!r}")
         hashes, n = dict(manifest["shards"]), int(manifest["n"])
+        if not all(_NAME.fullmatch(name) and isinstance(digest, str) for name, digest in hashes.items()):
+            raise ValueError("it names other files than shards")
         about = {key: str(manifest[key]) for key in ("model", "checkpoint", "data", "pool", "dtype")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = "it has no manifest" if isinstance(error, FileNotFoundError) else f"its manifest is damaged ({error})"
+        "".join(about.values()).encode()  # what is no text cannot be shown
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        told = str(error) if len(str(error)) < 100 else type(error).__name__
+        reason = "it has no manifest" if isinstance(error, FileNotFoundError) else f"its manifest is damaged ({told})"
         nothing = dict.fromkeys(("model", "checkpoint", "data", "pool", "dtype"), "?")
         return Entry(folder, **nothing, n=0, items=0, size=size, changed=changed, hashes={}, trouble=reason)
     items = min(n, SHARD * sum((folder / name).is_file() for name in hashes))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,8 @@ def fill(
             _claim(folder, taken[0], timeout=-1).release()  # until its owner is done with it, or dead
         left = taken
     for left_over in (*folder.parent.glob(f"{folder.name}.*.lock"), *folder.glob(".*.tmp")):
-        left_over.unlink(missing_ok=True)  # nobody computes what is complete
+        with suppress(OSError):  # a finished cache may be read-only
+            left_over.unlink()  # nobody computes what is complete
 
 
 def _shard_name(number: int) -> str:
@@ -202,7 +203,7 @@ def _vouched(folder: Path, spec: Spec) -> dict[str, str]:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
         same = all(manifest[k] == v for k, v in asdict(spec).items() if k not in ("model", "data"))
         return dict(manifest["shards"]) if same and manifest["schema"] == SCHEMA else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

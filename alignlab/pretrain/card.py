@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alignlab.data import load_dataset
+from alignlab.files import save_figure
 from alignlab.models.weights import sha256_file
 from alignlab.pretrain import clip
 from alignlab.pretrain.evaluate import components, images_of, masked_codes, masked_pixels, reconstruction
@@ -241,4 +242,4 @@ def loss_curve(log: list[dict[str, float]], what: str, title: str, path: Path, n
     axes.set_ylabel(what)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)

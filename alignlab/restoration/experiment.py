@@ -168,9 +168,9 @@ def run(
     if among.rank == 0:
         result["trained"] = trained.checkpoint(out)
         result["environment"] = environment(device)
+        write_card(result, out)  # before the result, with which a run counts as finished
         with whole(out / RESULT) as unfinished:
             unfinished.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-        write_card(result, out)
     return result
 
 

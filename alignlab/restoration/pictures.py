@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from alignlab.files import save_figure
+
 INCHES = 1.05  # a picture's side
 
 
@@ -32,4 +34,4 @@ def save_grid(rows: dict[str, Tensor], path: Path, title: str = "") -> None:
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[call-arg,union-attr]
     if title:
         figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110, format="jpeg", pil_kwargs={"quality": 88})
+    save_figure(figure, path, dpi=110, format="jpeg", pil_kwargs={"quality": 88})

@@ -5,7 +5,6 @@ Rows of several targets that are the same experiment share one run, which lies i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -27,7 +26,7 @@ from alignlab.restoration.evaluation import difference
 from alignlab.restoration.experiment import RESULT, Experiment, TestSet, evaluate_on, open_test
 from alignlab.restoration.fit import named_data
 from alignlab.restoration.targets import Lab, Row, Target
-from alignlab.training import processes
+from alignlab.training import in_turn, processes
 
 PICTURES = 8  # in a row of a grid
 KEPT = ("given", "alone", "restored", "truth")  # rows of pictures that a run keeps
@@ -206,19 +205,11 @@ def perform(place: Place, *, device: str = "cpu", accumulate: int = 1) -> None:
 
     Errors as `experiment.run`.
     """
-    if place.standing.state == "done":
-        return
-    from filelock import FileLock
-
     among = processes(device)
-    place.where.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.where / ".lock") if among.rank == 0 else contextlib.nullcontext()
-    with lock:
+    if among.share(place.standing.state) == "done":  # another command may have finished it between two processes' looks
+        return
+    with in_turn(place.where, among):
         experiment.run(place.row.experiment, place.where, device=device, accumulate=accumulate)
-    if among.count > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
 
 
 def gather(what: Target, found: list[Place]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """`alignlab cache`: what is there, what is damaged, and what goes."""
 
+import json
 import os
 import time
 
@@ -140,3 +141,32 @@ def test_bad_options(store, capsys, options, message):
     assert run(["cache", "prune", *options]) == 2
     assert message in capsys.readouterr().err
     assert len(entries()) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": float("inf")},
+        {"shards": {"x" * 300: "a"}},
+        {"shards": {"a\0b": "a"}},
+        {"shards": {"../../escape": "a"}},
+        {"shards": {"shard-00000.safetensors": 5}},
+        {"model": "\ud800"},
+        None,
+    ],
+    ids=["n", "long", "nul", "path", "hash", "surrogate", "deep"],
+)
+def test_a_hostile_manifest_is_one_of_many(store, capsys, change):
+    """The others are listed and checked, and it can be thrown away."""
+    manifest = shards("hues")[0].parent / "manifest.json"
+    manifest.write_text("[" * 100_000 if change is None else json.dumps(json.loads(manifest.read_text()) | change))
+    assert run(["cache", "list"]) == 0
+    told = capsys.readouterr().out
+    assert "colours" in told
+    assert run(["cache", "verify"]) == 1
+    assert "its manifest is damaged" in capsys.readouterr().out
+    assert run(["cache", "prune", "--damaged"]) == 0
+    assert [one.model for one in entries()] == ["colours"]
+    encoder = Colours("hues")
+    extract(encoder, store)
+    assert encoder.seen == 300

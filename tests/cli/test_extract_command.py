@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -97,3 +98,22 @@ def test_an_error_in_every_process_ends_the_launch_with_its_message(home, tmp_pa
     assert done.returncode != 0
     assert "alignlab: " in done.stderr
     assert "mea" in done.stderr
+
+
+def test_models_that_are_called_alike_are_not_mixed_up(home, tmp_path, small_mae, capsys):
+    """One's file would take the place of the other's."""
+    from safetensors.torch import save_file
+
+    folders = [tmp_path / name / "model" for name in "ab"]
+    for number, folder in enumerate(folders):
+        shutil.copytree(small_mae, folder)
+        weights = load_file(folder / "model.safetensors")
+        shifted = {name: x + number for name, x in weights.items()}
+        save_file(shifted, folder / "model.safetensors", metadata={"format": "pt"})
+    models = [part for folder in folders for part in ("--encoder", str(folder))]
+    for command in (["extract", "--save"], ["measure"]):
+        assert run([*command, *models, "--n", "24", "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert "two models are called model (model@sha256:" in error
+        assert "rename one's folder" in error
+    assert not (tmp_path / "out").exists()

@@ -175,3 +175,36 @@ def test_captions(models, photos, tmp_path):
     assert done(*launched(2), *command, "--out", tmp_path / "eval").count("written:") == 1
     (again,) = result(tmp_path / "eval")["results"]
     assert again["captions"] == alone["captions"]
+
+
+WAITING = """
+import sys, time
+from pathlib import Path
+from alignlab.training import in_turn, processes
+folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+among = processes("cpu")
+with in_turn(folder, among):
+    there = (folder / "done").exists()
+    time.sleep(seconds * (1 + among.rank))
+    if among.rank == 0:
+        (folder / "done").touch()
+    (folder / f"{'first' if seconds else 'second'}-{among.rank}").write_text(str(there))
+if among.count > 1:
+    from accelerate import PartialState
+    PartialState().destroy_process_group()
+"""
+
+
+def test_a_command_waits_for_another_with_all_its_processes(tmp_path):
+    """Or its second process would work where its first one finds the work done, and wait for it for hours."""
+    script, folder = tmp_path / "waiting.py", tmp_path / "run"
+    script.write_text(WAITING)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen([sys.executable, str(script), str(folder), "20"], env=environment) as first:
+        deadline = time.monotonic() + 60
+        while not (folder / ".lock").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        done(*launched(2, str(script)), folder, "0")
+        assert first.wait(60) == 0
+    told = {path.name: path.read_text() for path in folder.glob("*-*")}
+    assert told == {"first-0": "False", "second-0": "True", "second-1": "True"}

@@ -202,6 +202,18 @@ def test_a_full_disk_is_one_line(command, capsys, monkeypatch, tmp_path):
     bad(command(), capsys, 1, "No space left on device", str(tmp_path / "home"))
 
 
+def test_a_figure_that_cannot_be_written_costs_no_result(command, capsys, monkeypatch, tmp_path):
+    def full(self, path, **how):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    assert run(command("--k", "5")) == 1
+    error = capsys.readouterr().err
+    assert "heatmap-small-mae-small-llm-mutual_knn.png" in error
+    assert "cannot be written (No space left on device); choose another place" in error
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["pairs"]
+
+
 def test_places_that_cannot_be_written_are_found_out_before_the_work(command, capsys, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     bad(command("--json", str(tmp_path / "file" / "r.json")), capsys, 1, "choose another --json")

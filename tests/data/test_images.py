@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from functools import cache
 from itertools import product
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from alignlab.data import read_image, resize, to_tensor
+from alignlab.data import load_dataset, read_image, resize, to_tensor
 
 
 def noise(height: int = 24, width: int = 32, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -364,3 +365,28 @@ def test_resize_stays_in_range_and_antialiases() -> None:
 def test_resize_refuses(images: torch.Tensor, size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resize(images, size)
+
+
+def test_files_without_an_end_are_not_read(tmp_path):
+    """A pipe that nobody writes to, a device, and a file of 10 GB: each as an item of a set, which goes on without it."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    with open(tmp_path / "vast.png", "wb") as file:
+        file.truncate(10**10)
+    for name in ("good", "pipe", "device", "vast"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    os.mkfifo(tmp_path / "said.txt")
+    Image.new("RGB", (8, 8)).save(tmp_path / "said.png")
+    data = load_dataset(tmp_path, skip_bad=True)
+    assert data.ids == ["good.png"]
+    reasons = {bad.id: bad.reason for bad in data.skipped}
+    assert {name: "no ordinary file" in reason for name, reason in reasons.items()} == {
+        "pipe.png": True,
+        "device.png": True,
+        "said.png": True,
+        "vast.png": False,
+    }
+    assert "10,000,000,000 bytes; an image has 268,435,456 at most" in reasons["vast.png"]
+    with pytest.raises(ValueError, match="pipe.png: cannot be read"):
+        read_image(tmp_path / "pipe.png")

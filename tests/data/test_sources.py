@@ -508,6 +508,24 @@ def test_hub_rows_without_caption_or_image(hub: Any, folder: Path, tmp_path: Pat
     assert ds.skipped[1] == Bad("3", "cannot be read (the row has no image)")
 
 
+def test_hub_images_that_are_no_files(hub: Any, tmp_path: Path) -> None:
+    """A cell of neither bytes nor a path, and the path of a pipe, which would never end."""
+    os.mkfifo(tmp_path / "pipe.png")
+    import pyarrow
+    import pyarrow.parquet
+
+    struct = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    features = hub.Features({"image": hub.Image(), "caption": hub.Value("string")})
+    for path, reason in ((None, "the row has no image"), (str(tmp_path / "pipe.png"), "no ordinary file")):
+        images = pyarrow.array([{"bytes": None, "path": path}], struct)
+        table = pyarrow.table({"image": images, "caption": ["one"]}, features.arrow_schema)
+        place = tmp_path / ("with" if path else "without")
+        place.mkdir()
+        pyarrow.parquet.write_table(table, place / "train.parquet")
+        with pytest.raises(ValueError, match=reason):
+            load_dataset(f"hf:{place}").check()
+
+
 def test_hub_without_network(hub: Any) -> None:
     with pytest.raises(RuntimeError, match="hf:someone/images:test: the hub cannot be reached") as caught:
         load_dataset("hf:someone/images:test")

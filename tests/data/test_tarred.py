@@ -132,6 +132,32 @@ def test_a_shard_that_is_cut_off_is_refused_or_a_bad_item(tmp_path, capsys, kept
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize("damage", ["a bit of a header", "cut at a header", "cut in a header", "no end"])
+def test_no_item_is_lost_without_a_word(tmp_path, damage):
+    """tarfile takes the first header that it cannot read for the end of the archive."""
+    path = shard(tmp_path / "s.tar", 0, 5)
+    with tarfile.open(path) as tar:
+        header, end = tar.getmembers()[6].offset, tar.getmembers()[-1].offset_data + 512
+    content = bytearray(path.read_bytes())
+    if damage == "a bit of a header":
+        content[header + 3] ^= 1
+    else:
+        kept = {"cut at a header": header, "cut in a header": header + 100, "no end": end}[damage]
+        content = content[:kept]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"s\.tar: not a whole tar"):
+        load_dataset(str(path), skip_bad=True)
+
+
+def test_a_mask_beside_a_picture_is_not_the_picture(tmp_path):
+    files = [("1.mask.png", png(200)), ("1.png", png(7)), ("1.txt", b"seven")]
+    data = load_dataset(str(write(tmp_path / "s.tar", files)))
+    assert np.asarray(data[0].image)[0, 0, 0] == 7
+    two = write(tmp_path / "t.tar", [("1.jpg", png(1)), ("1.png", png(2)), ("1.txt", b"one or two")])
+    with pytest.raises(ValueError, match=r"2 images in one item: '\.jpg, \.png'; leave one"):
+        load_dataset(str(two))
+
+
 def test_what_is_no_shard_is_told(tmp_path, capsys):
     import gzip
 
