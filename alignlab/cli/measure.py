@@ -52,7 +52,7 @@ def measure(
         [], help="faiss (neighbours from an index) or minibatch (for unbiased_cka); the result says so. Exact without."
     ),
     skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave unreadable items out, and list them in the result."),
-    batch_size: int = typer.Option(64, help="Items at once in extraction; changes the speed only."),
+    batch_size: int = typer.Option(64, help="Items at once in extraction: speed, and in bfloat16 the last digits."),
     seed: int = typer.Option(0, help="Of the shuffles and halves."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     dtype: str = typer.Option("float32", help="float32, bfloat16 or float16, for the models; scores are float32."),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 LARGEST = 1 << 28  # bytes; an encoded image of more than 256 MiB is none, or a hostile one
+BAND = 512  # rows that are converted at once
 # Raster formats only: PIL would hand an EPS file, whatever it is called, to Ghostscript to run.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM")
 
@@ -152,16 +153,15 @@ def _guarded(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_integers(np.asarray(image).astype(np.int64))
+        return _from_integers(np.asarray(image))
     if image.mode == "F":
-        return _from_floats(np.asarray(image).astype(np.float64))
+        return _from_floats(np.asarray(image))
     if image.mode == "CMYK":
         return _from_cmyk(image)
     if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")  # PIL has no direct way
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        return _over_white(image)
     return image.convert("RGB")
 
 
@@ -169,7 +169,7 @@ def _from_integers(values: np.ndarray) -> Image.Image:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ValueError(f"integer pixels must be in 0..65535, got {low}..{high}; save the image with 8 bits")
-    return _from_grey(values / 257)  # 65535 / 255
+    return _from_grey(values, 65535, 255 / 65535)
 
 
 def _from_floats(values: np.ndarray) -> Image.Image:
@@ -178,11 +178,25 @@ def _from_floats(values: np.ndarray) -> Image.Image:
     scale = 1.0 if high <= 1.05 else 255.0
     if not (low >= -0.05 * scale and high <= 1.05 * scale):  # false for NaN too
         raise ValueError(f"float pixels must be in 0..1 or 0..255, got {low:g}..{high:g}")
-    return _from_grey(values.clip(0, scale) * (255 / scale))
+    return _from_grey(values, scale, 255 / scale)
 
 
-def _from_grey(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+def _from_grey(values: np.ndarray, most: float, scale: float) -> Image.Image:
+    """Values clipped to 0..most, times `scale`, a band of rows after the other: float64 of them all would be gigabytes."""
+    made = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), BAND):
+        made[top : top + BAND] = np.rint(values[top : top + BAND].astype(np.float64).clip(0, most) * scale)
+    return Image.fromarray(made).convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Composited over white, a band after the other likewise."""
+    made = Image.new("RGB", image.size)
+    for top in range(0, image.height, BAND):
+        part = image.crop((0, top, image.width, min(top + BAND, image.height))).convert("RGBA")
+        white = Image.new("RGBA", part.size, "white")
+        made.paste(Image.alpha_composite(white, part).convert("RGB"), (0, top))
+    return made
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:

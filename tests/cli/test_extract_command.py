@@ -64,32 +64,38 @@ def test_bad_options(home, tmp_path, capsys, options, message):
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "alignlab"]
 
 
-def test_two_processes_share_one_store_and_come_to_the_same(home, tmp_path, small_llm, blurs):
-    pictures = str(blurs("pictures", 600, (8, 8), "number {}\n"))  # three shards; the launcher trips over --n
-    command = [
-        "measure",
-        "--encoder",
-        "mae",
-        "--llm",
-        str(small_llm),
-        "--data",
-        pictures,
-        "--nulls",
-        "5",
-        "--resamples",
-        "5",
-    ]
+def hashes(home):
+    """What the manifests of a store vouch for, by model: the SHA-256 of every shard of features."""
+    manifests = [json.loads(path.read_text()) for path in (home / "features").glob("*/manifest.json")]
+    return {one["model"]: one["shards"] for one in manifests}
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_one_store_and_come_to_the_same(home, tmp_path, small_llm, blurs, count):
+    pictures = str(blurs("pictures", 1100, (8, 8), "number {}\n"))  # five shards; the launcher trips over --n
+    models = ["--encoder", "mae", "--llm", str(small_llm), "--data", pictures]
+    command = ["-m", "alignlab", "measure", *models, "--nulls", "5", "--resamples", "5"]
+    options = ["--multi_gpu", "--num_processes", str(count), "--main_process_port", "0"]
+    together = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*LAUNCH, *command, "--out", str(tmp_path / "two")], capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, "-m", "accelerate.commands.launch", *options, *command, "--out", str(tmp_path / "together")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env=together,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("Alignment with") == 1  # one of them speaks
-    # The launcher gives each process one thread; with another number of them sums are rounded differently.
-    alone = {**os.environ, "ALIGNLAB_HOME": str(tmp_path / "other"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "alignlab", *command, "--out", str(tmp_path / "one")]
+    # As many threads as the launcher gives each: with another number of them sums are rounded differently.
+    alone = {**together, "ALIGNLAB_HOME": str(tmp_path / "other")}
+    command = [sys.executable, *command, "--out", str(tmp_path / "alone")]
     assert subprocess.run(command, env=alone, capture_output=True, check=False).returncode == 0
-    two, one = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one"))
-    assert two["pairs"] == one["pairs"]
+    shards = hashes(home)
+    assert {model: len(some) for model, some in shards.items()} == {"mae": 5, "small-llm": 5}
+    assert shards == hashes(tmp_path / "other")
+    ours, theirs = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("together", "alone"))
+    assert ours["pairs"] == theirs["pairs"]
 
 
 def test_an_error_in_every_process_ends_the_launch_with_its_message(home, tmp_path):

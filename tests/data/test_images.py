@@ -388,5 +388,19 @@ def test_files_without_an_end_are_not_read(tmp_path):
         "vast.png": False,
     }
     assert "10,000,000,000 bytes; an image has 268,435,456 at most" in reasons["vast.png"]
-    with pytest.raises(ValueError, match="pipe.png: cannot be read"):
+    with pytest.raises(ValueError, match=r"pipe\.png: cannot be read"):
         read_image(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_conversion_holds_little_more_than_the_picture(kind):
+    """float64 of all pixels at once would be eight times a picture of 8 bits, and there were three such copies."""
+    import tracemalloc
+
+    size = 2400
+    picture = Image.fromarray(np.ones((size, size), kind))
+    tracemalloc.start()
+    read_image(picture)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * size**2 + 3 * 512 * size * 8
