@@ -2,10 +2,10 @@
 
     python benchmarks/determinism.py [--n 512] [--images 16] [--out FILE]
 
-Each row is a run of its own with a cache of its own (but "again", which has the first run's), compared with the first: the
-largest difference of any layer's feature, over the largest feature of that layer, and the largest difference of any score
-of any pair of layers, of mutual k-NN and CKA. "restored" is the largest difference of any of `--images` pictures' PSNR, in dB,
-as the shipped denoising adapters restore them (`restore eval`, bfloat16).
+Each row is a run of its own with a cache of its own (but "again", which has the first run's), compared with the first, or, of
+the rows in bfloat16, with the first of those: the largest difference of any layer's feature, over the largest feature of that
+layer, and the largest difference of any score of any pair of layers, of mutual k-NN and CKA. "restored" is the largest
+difference of any of `--images` pictures' PSNR, in dB, as the shipped denoising adapters restore them (`restore eval`, bfloat16).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from alignlab.models import weights
 from alignlab.provenance import environment
 
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+COARSE = ["--dtype", "bfloat16", "--llm-dtype", "bfloat16"]
 # What is changed: threads, how many processes, options of the command.
 ROWS: dict[str, tuple[int, list[str], list[str]]] = {
     "the first": (2, [], []),
@@ -33,6 +34,8 @@ ROWS: dict[str, tuple[int, list[str], list[str]]] = {
     "batches of 1": (2, [], ["--batch-size", "1"]),
     "1 thread": (1, [], []),
     "2 processes of 1 thread": (1, TWO, []),
+    "the first, bfloat16": (2, [], COARSE),
+    "batches of 7, bfloat16": (2, [], [*COARSE, "--batch-size", "7"]),
 }
 
 
@@ -109,8 +112,13 @@ def main() -> None:
             home = first_home if "cached" in name else Path(scratch) / f"home-{number}"
             share_models(home)
             result = measured(home, Path(scratch) / f"out-{number}", threads, launcher, options, given.n)
-            each = restored(home, Path(scratch) / f"restored-{number}", threads, launcher, options, given.images)
-            if number == 0:
+            restores = "bfloat16" not in name  # restore eval always is
+            each = (
+                restored(home, Path(scratch) / f"restored-{number}", threads, launcher, options, given.images)
+                if restores
+                else []
+            )
+            if name.startswith("the first"):
                 first, whole, painted = result, features(home), each
                 continue
             row = {"changed": name, "features": largest_apart(features(home), whole)}
@@ -121,7 +129,8 @@ def main() -> None:
                     for a, b in zip(x, y, strict=True)
                 ]
                 row[one["metric"]] = max(abs(a - b) for a, b in cells)
-            row["restored"] = max(abs(a - b) for a, b in zip(each, painted, strict=True))
+            if restores:
+                row["restored"] = max(abs(a - b) for a, b in zip(each, painted, strict=True))
             rows.append(row)
             print(
                 f"{name:26} " + "  ".join(f"{key} {value:.3g}" for key, value in row.items() if key != "changed"),
