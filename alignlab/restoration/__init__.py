@@ -1,6 +1,7 @@
 """Restoring images: how good a picture is, what a decoder keeps, and a decoder fine-tuned to keep more."""
 
 from alignlab.data.degradations import degrade
+from alignlab.restoration.design import load
 from alignlab.restoration.distribution import frechet_distance, precision_recall
 from alignlab.restoration.lm4lv import LM4LV
 from alignlab.restoration.quality import l1, psnr, ssim
@@ -12,6 +13,7 @@ __all__ = [
     "degrade",
     "frechet_distance",
     "l1",
+    "load",
     "precision_recall",
     "psnr",
     "reconstruct",
