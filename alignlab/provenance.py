@@ -6,10 +6,37 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+
+def _commit() -> str | None:
+    """The commit that the code is of, with a "+" where it was changed since; None of an installed package."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    # --no-optional-locks: git would keep what it found out about files.
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--exclude=*",
+        "--abbrev=12",
+        "--dirty=+",
+    ]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+COMMIT = _commit()  # now, at the beginning: by the end of a run the files may be others
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -24,6 +51,7 @@ def environment(device: str) -> dict[str, Any]:
         "command": shlex.join(["alignlab", *map(_told, sys.argv[1:])]),
         "python": platform.python_version(),
         "alignlab": _own_version(),
+        "commit": COMMIT,
         **{package: version(package) for package in packages},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),

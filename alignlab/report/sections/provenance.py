@@ -11,7 +11,7 @@ from alignlab.report.blocks import Block, Cell, Fold, Lines, Section, Table, num
 from alignlab.report.node import Node
 from alignlab.report.source import Source
 
-PACKAGES = ("python", "alignlab", "torch", "transformers", "timm", "numpy", "scipy")
+PACKAGES = ("python", "alignlab", "commit", "torch", "transformers", "timm", "numpy", "scipy")
 LONGEST = 4000  # characters of a configuration
 WORDS = {
     "the paper": "Zheng et al., LM4LV: A Frozen Large Language Model for Low-level Vision Tasks (arXiv 2405.15734), 2024",
