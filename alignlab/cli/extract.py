@@ -49,7 +49,7 @@ def extract(
         raise ValueError("give an --encoder, a --llm, or several")
     where = pick_device(device)
     among = processes(where)
-    dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)
+    dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad, among)
     found = [(find_encoder(name, device=where, dtype=dtype), pool) for name in names]
     found += [(find_llm(name, device=where, dtype=dtype), llm_pool) for name in dict.fromkeys(llm)]
     check_told_apart([handle for handle, _ in found])

@@ -90,7 +90,7 @@ def measure(
     metrics = [check_name(m) for m in dict.fromkeys(metric)]
     where = pick_device(device)
     among = processes(where)
-    dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad=skip_bad)
+    dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad, among)
     _check_sizes(metrics, len(dataset), k, nulls, resamples, split_half, seed)
     metric_options = _metric_options(option, metrics)
     choose_approximations(approximate, [REGISTRY[name] for name in metrics])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, Protocol, SupportsIndex
 
 import PIL
 from PIL import Image
@@ -156,14 +156,16 @@ class ImageTextDataset:
             raise ValueError(f"n must be a whole number in 1..{len(self)} (the items of {self.name}), got {n!r}")
         return self if count == len(self) else ImageTextDataset(self.name, self._entries[:count], self.skipped)
 
-    def check(self, skip_bad: bool = False) -> ImageTextDataset:
-        """Decode every image once, and return the set without its bad items.
+    def check(self, skip_bad: bool = False, among: Among | None = None) -> ImageTextDataset:
+        """Decode every image once, and return the set without its bad items; `among` several processes each decodes its share.
 
         A bad item raises ValueError (one line: the file and the reason), unless `skip_bad`: then it is left
         out and listed in the result's `skipped`. The outcome is remembered in the cache folder under the
         fingerprint, so the next check of the same content decodes nothing. Raises ValueError where no good
         item is left.
         """
+        if among is not None and among.count > 1:
+            self.__dict__["undecodable"] = self._undecodable_among(among)
         bad = self.undecodable
         if not bad:
             return self
@@ -180,17 +182,47 @@ class ImageTextDataset:
     @cached_property
     def undecodable(self) -> dict[int, str]:
         """Index -> reason of every item whose image cannot be decoded; remembered, see `check`."""
-        memory = home() / "checked" / f"{self.fingerprint.removeprefix('sha256:')}.json"
-        bad = _recall(memory, len(self))
+        bad = _recall(self._memory, len(self))
         if bad is None:
-            bad = {}
-            for i, entry in enumerate(self._entries):
-                try:
-                    entry.image()
-                except ValueError as error:
-                    bad[i] = str(error)
-            _remember(memory, bad)
+            bad = self._decode(range(len(self)))
+            _remember(self._memory, bad)
         return bad
+
+    @property
+    def _memory(self) -> Path:
+        return home() / "checked" / f"{self.fingerprint.removeprefix('sha256:')}.json"
+
+    def _decode(self, indices: range) -> dict[int, str]:
+        bad = {}
+        for i in indices:
+            try:
+                self._entries[i].image()
+            except ValueError as error:
+                bad[i] = str(error)
+        return bad
+
+    def _undecodable_among(self, among: Among) -> dict[int, str]:
+        bad = _recall(self._memory, len(self))
+        if None not in among.gather(bad):  # all of them remember, or none does
+            assert bad is not None
+            return bad
+        parts = among.gather(self._decode(range(among.rank, len(self), among.count)))
+        found = dict(sorted((i, reason) for part in parts for i, reason in part.items()))
+        if among.rank == 0:
+            _remember(self._memory, found)
+        return found
+
+
+class Among(Protocol):
+    """Which of how many processes this is, and how they tell each other values; `alignlab.training.processes()` is one."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def gather(self, value: Any) -> list[Any]: ...
 
 
 def _recall(path: Path, items: int) -> dict[int, str] | None:

@@ -5,7 +5,10 @@ import json
 import os
 import pickle
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,6 +216,38 @@ def test_the_second_check_decodes_nothing(tmp_path: Path, home: Path, decoded: l
     file = home / "checked" / f"{make(tmp_path / 'set').fingerprint.removeprefix('sha256:')}.json"
     assert json.loads(file.read_text())["bad"] == {}
     assert [one.name for one in (home / "checked").iterdir()] == [file.name]
+
+
+class Together:
+    """Threads in the place of processes: what each gives to `gather`, all get."""
+
+    def __init__(self, rank: int, boards: list[list[Any]], barrier: threading.Barrier) -> None:
+        self.rank, self.count = rank, len(boards)
+        self.boards, self.barrier, self.told = boards, barrier, 0
+
+    def gather(self, value: Any) -> list[Any]:
+        self.boards[self.rank].append(value)
+        self.barrier.wait(30)
+        self.told += 1
+        return [board[self.told - 1] for board in self.boards]
+
+
+def test_processes_share_the_decoding_and_agree(tmp_path: Path, home: Path, decoded: list[int]) -> None:
+    make(tmp_path / "set")
+    cut(tmp_path / "set" / "b.png")
+    for looks in (3, 3):  # the second time all of them remember
+        boards: list[list[Any]] = [[], []]
+        barrier = threading.Barrier(2)
+        with ThreadPoolExecutor(2) as pool:
+            sets = [make(tmp_path / "set") for _ in boards]
+            both = [pool.submit(one.check, True, Together(rank, boards, barrier)) for rank, one in enumerate(sets)]
+            first, second = (future.result() for future in both)
+        assert [bad.id for bad in first.skipped] == [bad.id for bad in second.skipped] == ["b.png"]
+        assert first.captions == second.captions
+        assert len(decoded) == looks  # each picture once, by one of them
+    with pytest.raises(ValueError, match=r"b\.png: .*truncated"):
+        make(tmp_path / "set").check()
+    assert len(decoded) == 3
 
 
 def test_a_remembered_bad_item_is_still_bad(tmp_path: Path, home: Path, decoded: list[int]) -> None:

@@ -233,7 +233,8 @@ def _induction(source: Source, made: Section) -> None:
     parts = [(f"{one['llm'].text()}, random text repeated", one) for one in node["text"].each()]
     if "images" in node:
         one = node["images"]
-        parts.append((f"LM4LV's own sequences ({one['task'].text()}), from HQ token t to LQ token t + 1", one))
+        through = f"LM4LV's own sequences ({one['task'].text()}, {one['design']['llm'].text()})"
+        parts.append((f"{through}, from HQ token t to LQ token t + 1", one))
     rows = []
     maps = [one["attention"]["successor"].matrix() for _, one in parts]
     high = max((float(np.nanmax(one)) for one in maps if one is not None), default=None)  # one scale for all
@@ -307,7 +308,8 @@ def _induction(source: Source, made: Section) -> None:
     said = node["reading"].texts()
     if said:
         made.blocks.append(Lines(said, kind="reading"))
-    made.answers += _copying(node)
+    if not any("head" in said for said in made.answers):  # the first says it, others stand below
+        made.answers += _copying(node)
 
 
 def _copying(node: Node) -> list[str]:
