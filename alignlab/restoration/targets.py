@@ -88,7 +88,7 @@ PAPER = Lab(
         steps=paper.LM4LV_RECIPE["epochs"] * NAMED["llava595k"].items // paper.LM4LV_RECIPE["batch"],
     ),
     features="raw",
-    accumulate=16,
+    accumulate=32,
     depths=(8, 16, 24),
     before=("mae", "beit", "vqgan"),
 )
