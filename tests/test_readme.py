@@ -371,6 +371,41 @@ def test_the_sentences_about_restoration_are_those_of_the_result_files():
     assert psnr(experts["rotate/transformer"], "restored") > psnr(experts["rotate/lm4lv"], "restored") + 5
 
 
+def test_the_sentences_about_what_is_begun_are_those_of_the_result_files():
+    done = {
+        name: {row["name"]: row["evaluations"][0] for row in _rows(name) if row["status"] == "done"}
+        for name in ("fig4", "table7")
+    }
+
+    def psnr(one: dict, key: str = "restored") -> float:
+        return one[key]["psnr"]["mean"]
+
+    words = " ".join(README.split())
+    mae, beit = (done["fig4"][f"repeat/{name}+position"] for name in ("mae", "beit"))
+    whole, first = (done["table7"][name] for name in ("smollm2", "first-12-of-30-blocks"))
+    for told in (
+        f"comes to {psnr(mae):.2f} dB before `mae+position`, where encoder and decoder alone come to {psnr(mae, 'alone'):.2f},",
+        f"and to {psnr(beit):.2f} before `beit+position`, alone {psnr(beit, 'alone'):.2f}:",
+        f"first 12 of 30 blocks ends at {psnr(first):.2f} dB, {psnr(whole) - psnr(first):.2f} below all 30.",
+        f"Fig. 4 ({len(done['fig4'])} of {len(_rows('fig4'))} rows) and Table 7 ({len(done['table7'])} of {len(_rows('table7'))})",
+    ):
+        assert told in words, told
+    docs = " ".join((ROOT / "docs" / "restoration.md").read_text().split())
+    denoise = next(row["evaluations"][0] for row in _rows("table2") if row["name"] == "denoise")
+    log = json.loads((ROOT / "reports" / "results" / "denoise-4000" / "result.json").read_text())["learnt"]["log"]
+    late = [round(row["visual"], 3) for row in log if row["step"] in (440, 499)]
+    for told in (
+        f"comes to {psnr(mae):.2f} dB, where encoder and decoder alone come to {psnr(mae, 'alone'):.2f}: carrying the tokens over "
+        f"costs {-psnr(mae, 'gain'):.2f} dB",
+        f"would come to {psnr(denoise, 'told'):.2f} dB in place of {psnr(denoise):.2f}, in `repeat` to {psnr(mae, 'told'):.2f}.",
+        f"denoising ends {psnr(denoise, 'lift'):.2f} dB above its input",
+        f"The loss falls from {late[0]} to {late[1]} over the last 60 of 500 steps",
+    ):
+        assert told in docs, told
+    ends = [psnr(row["evaluations"][0]) for row in _rows("table2") if row["status"] == "done"]
+    assert max(ends) < psnr(mae)  # "no other task ends higher"
+
+
 def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_files():
     fig5, photos, both = (
         json.loads((ROOT / "reports" / "results" / name / "result.json").read_text())
