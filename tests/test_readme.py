@@ -552,6 +552,16 @@ def test_the_sentences_about_copying_are_those_of_the_result_file():
     ):
         assert told in " ".join(section.split()), told
     assert round(result["images"]["attention"]["chance"], 3) == 0.008
+    around = json.loads((ROOT / "reports" / "results" / "induction-random" / "result.json").read_text())["images"]
+    assert (around["design"]["llm"], around["frozen"]["encoder"]) == (
+        "smollm2@random",
+        result["images"]["frozen"]["encoder"],
+    )
+    loss, of_lq = (around[key]["mean"] for key in ("visual_loss", "visual_loss_of_lq"))
+    assert (
+        f"with {around['attention']['top'][0]['successor']['mean']:.3f} at most, and ends at a visual loss of {loss:.3f}, where "
+        f"giving the noisy tokens back would have {of_lq:.3f}."
+    ) in " ".join(section.split())
 
 
 def test_the_table_of_adapters_is_that_of_the_result_file():
