@@ -135,6 +135,7 @@ def plan(lab: Lab, found: Sequence[Place], parts: int, device: str | None) -> di
         "judge": lab.judge,
         "rows": rows,
         "hours_left": sum(row["hours_left"] or 0.0 for row in rows),
+        "memory_gb": max((row["memory_gb"] or 0.0 for row in rows), default=0.0),
         "weights": plain_needs(_needs([place.row for place in found], lab)),
         "data": list(sources),
         "data_missing": missing_data(sources),

@@ -134,6 +134,7 @@ def test_what_is_committed_counts_as_made():
         "denoise-4000",
         "denoise-both",
         "denoise-photos",
+        "induction-random",
         "paper-plan",
     }
 
