@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 
-def _commit() -> str | None:
-    """The commit that the code is of, with a "+" where it was changed since; None of an installed package."""
+def _commit(started: float) -> str | None:
+    """The commit that the code is of, with a "+" where it was changed since, or after the process `started` (seconds since
+    1970) and so loaded other code; None of an installed package.
+    """
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
@@ -31,12 +33,11 @@ def _commit() -> str | None:
         "--dirty=+",
     ]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-COMMIT = _commit()  # now, at the beginning: by the end of a run the files may be others
+    later = any(path.stat().st_mtime > started for path in Path(__file__).parent.rglob("*.py"))
+    return f"{found}+" if later and not found.endswith("+") else found
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -46,19 +47,20 @@ def environment(device: str) -> dict[str, Any]:
     import psutil
     import torch
 
+    started = psutil.Process().create_time()
     packages = ("torch", "transformers", "timm", "numpy", "scipy")
     return {
         "command": shlex.join(["alignlab", *map(_told, sys.argv[1:])]),
         "python": platform.python_version(),
         "alignlab": _own_version(),
-        "commit": COMMIT,
+        "commit": _commit(started),
         **{package: version(package) for package in packages},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "threads": torch.get_num_threads(),
         "device": device,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": round(time.time() - psutil.Process().create_time(), 1),
+        "seconds": round(time.time() - started, 1),
     }
 
 
