@@ -46,7 +46,8 @@ def list_() -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for one in found:
         items = "unreadable" if one.trouble else f"{one.n:,}" if one.complete else f"{one.items:,} of {one.n:,}"
-        names = (one.folder.name[:8], one.model, one.data, one.pool, one.dtype)
+        numbers = one.dtype if one.batch is None else f"{one.dtype}, batches of {one.batch}"
+        names = (one.folder.name[:8], one.model, one.data, one.pool, numbers)
         table.add_row(
             *map(escape, names), items, f"{si(one.size)}B", time.strftime("%Y-%m-%d", time.localtime(one.changed))
         )

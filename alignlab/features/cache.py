@@ -26,6 +26,7 @@ class Entry:
     data: str
     pool: str
     dtype: str
+    batch: int | None  # items that were computed at once, where that matters
     n: int
     items: int
     size: int
@@ -57,6 +58,7 @@ def _entry(folder: Path) -> Entry:
         if manifest["schema"] != SCHEMA:
             raise ValueError(f"its schema is {manifest['schema']!r}")
         hashes, n = dict(manifest["shards"]), int(manifest["n"])
+        batch = None if manifest.get("batch") is None else int(manifest["batch"])
         if not all(_NAME.fullmatch(name) and isinstance(digest, str) for name, digest in hashes.items()):
             raise ValueError("it names other files than shards")
         about = {key: str(manifest[key]) for key in ("model", "checkpoint", "data", "pool", "dtype")}
@@ -65,9 +67,9 @@ def _entry(folder: Path) -> Entry:
         told = str(error) if len(str(error)) < 100 else type(error).__name__
         reason = "it has no manifest" if isinstance(error, FileNotFoundError) else f"its manifest is damaged ({told})"
         nothing = dict.fromkeys(("model", "checkpoint", "data", "pool", "dtype"), "?")
-        return Entry(folder, **nothing, n=0, items=0, size=size, changed=changed, hashes={}, trouble=reason)
+        return Entry(folder, **nothing, batch=None, n=0, items=0, size=size, changed=changed, hashes={}, trouble=reason)
     items = min(n, SHARD * sum((folder / name).is_file() for name in hashes))
-    return Entry(folder, **about, n=n, items=items, size=size, changed=changed, hashes=hashes)
+    return Entry(folder, **about, batch=batch, n=n, items=items, size=size, changed=changed, hashes=hashes)
 
 
 def damaged(entry: Entry) -> Iterator[str]:

@@ -21,6 +21,8 @@ from alignlab.progress import Tick, progress
 
 log = logging.getLogger(__name__)
 
+BATCH = 64  # items that are computed at once
+
 
 @dataclass(frozen=True)
 class Features:
@@ -52,7 +54,7 @@ def handle_of(model: Any) -> Handle:
     )
 
 
-def spec_of(handle: Handle, data: ImageTextDataset, pool: str | None) -> Spec:
+def spec_of(handle: Handle, data: ImageTextDataset, pool: str | None, batch_size: int = BATCH) -> Spec:
     """What the store knows the features by. Raises ValueError for a pool that the model does not have."""
     chosen = pool or handle.pools[0]
     if chosen not in handle.pools:
@@ -66,6 +68,7 @@ def spec_of(handle: Handle, data: ImageTextDataset, pool: str | None) -> Spec:
         data=data.name,
         fingerprint=data.fingerprint,
         n=len(data),
+        batch=None if handle.dtype == "float32" else batch_size,
     )
 
 
@@ -74,15 +77,15 @@ def extract(
     data: ImageTextDataset,
     *,
     pool: str | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     file: str | Path | None = None,
 ) -> Features:
     """Features of every layer for every item: images for an encoder, each item's first caption for a language model.
 
     `model` is what `load_encoder` or `load_llm` gives (or a `find_encoder` handle, which is loaded only if the store
     lacks something); any object with `name`, `checkpoint`, `pools`, `image_size` and `layers(images, pool)` will do.
-    `pool` is one of the model's, by default its first. `batch_size` changes the speed, not the features (but for
-    rounding).
+    `pool` is one of the model's, by default its first. `batch_size` changes the speed, and of the features the last digits
+    in float32; in bfloat16 and the like it moves them by about a hundredth, so that the store keeps them apart by it.
 
     What is computed is kept in the store: a killed run goes on where it stopped, and runs (or the processes of
     `accelerate launch`) that want the same features share the work.
@@ -96,7 +99,7 @@ def extract(
         files.write(extract_to_store(model, data, pool=pool, batch_size=batch_size), file)
         return open_features(file)
     handle = model if isinstance(model, Handle) else handle_of(model)
-    spec = spec_of(handle, data, pool)
+    spec = spec_of(handle, data, pool, batch_size)
     if is_complete(spec):  # nothing to compute, so nothing to show
         layers = load_or_compute(spec, _computing(handle, data, spec, batch_size), _unseen, partial(_waiting, spec))
     else:
@@ -114,10 +117,10 @@ def open_features(file: str | Path) -> Features:
     return Features(about.get("model", Path(file).stem), about.get("checkpoint", ""), about.get("pool", ""), layers)
 
 
-def extract_to_store(model: Any, data: ImageTextDataset, *, pool: str | None = None, batch_size: int = 64) -> Spec:
+def extract_to_store(model: Any, data: ImageTextDataset, *, pool: str | None = None, batch_size: int = BATCH) -> Spec:
     """What `extract` does, but that the features stay on disk: no more than 256 items of them are in memory."""
     handle = model if isinstance(model, Handle) else handle_of(model)
-    spec = spec_of(handle, data, pool)
+    spec = spec_of(handle, data, pool, batch_size)
     with progress(f"extract {spec.model}", spec.n) as tick:
         fill(spec, *_shown(handle, data, spec, batch_size, tick), partial(_waiting, spec))
     return spec

@@ -28,7 +28,10 @@ Layers = Tensor | list[Tensor]  # [n, L, D], or L of [n, D_l]
 
 @dataclass(frozen=True)
 class Spec:
-    """What features are: the same spec, the same numbers, but for the rounding of another batch size or device."""
+    """What features are: the same spec, the same numbers, but for the last digits of float32.
+
+    `batch` is how many items were computed at once where rounding is coarse enough for that to matter, None in float32.
+    """
 
     model: str
     checkpoint: str
@@ -38,10 +41,12 @@ class Spec:
     data: str
     fingerprint: str
     n: int
+    batch: int | None = None
 
     @property
     def folder(self) -> Path:
-        described = {k: v for k, v in asdict(self).items() if k not in ("model", "data")}  # names are no identity
+        # Names are no identity.
+        described = {k: v for k, v in asdict(self).items() if k not in ("model", "data") and v is not None}
         return (
             home()
             / "features"
@@ -201,7 +206,7 @@ def _vouched(folder: Path, spec: Spec) -> dict[str, str]:
     """Hashes of finished shards; none where the manifest is missing, broken or about something else."""
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        same = all(manifest[k] == v for k, v in asdict(spec).items() if k not in ("model", "data"))
+        same = all(manifest.get(k) == v for k, v in asdict(spec).items() if k not in ("model", "data"))
         return dict(manifest["shards"]) if same and manifest["schema"] == SCHEMA else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

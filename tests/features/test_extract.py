@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 
 from alignlab.data import load_dataset, resize, to_tensor
 from alignlab.features import extract, store
+from alignlab.features.cache import entries
 from alignlab.features.extraction import handle_of, spec_of
 
 
@@ -104,6 +106,23 @@ def test_another_pool_data_or_checkpoint_is_another_folder(home, data):
     renamed = Corners()
     renamed.name = "other name"
     assert spec_of(handle_of(renamed), data, None).folder.name[-20:] == spec.folder.name[-20:]
+
+
+def test_where_rounding_is_coarse_batches_of_another_size_are_another_folder(home, data):
+    """A cache that another batch size filled would give other scores than an empty one."""
+    exact = handle_of(Corners())
+    rough = replace(exact, dtype="bfloat16")
+    assert len({spec_of(exact, data, None, size).folder for size in (1, 7, 64)}) == 1
+    assert len({spec_of(rough, data, None, size).folder for size in (1, 7, 64)}) == 3
+    encoder = Corners()
+    handle = replace(handle_of(encoder), dtype="bfloat16")
+    for size in (7, 64, 7):
+        extract(handle, data, batch_size=size)
+    assert encoder.images == 2 * len(data)
+    assert sorted((entry.dtype, entry.batch, entry.complete) for entry in entries()) == [
+        ("bfloat16", 7, True),
+        ("bfloat16", 64, True),
+    ]
 
 
 def test_a_flipped_byte_is_noticed_and_only_that_shard_is_redone(home, data):
