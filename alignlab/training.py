@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.files import read_saved, whole
+from alignlab.models.weights import work_dtype
 from alignlab.progress import progress
 
 SAVE_EVERY = 60.0  # seconds
@@ -91,6 +92,19 @@ def autocast(device: str, dtype: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
+def dtype_of(folder: Path, asked: str, device: str) -> str:
+    """What a run in `folder` computes in: `asked`, or for "auto" what it began in; a new one, what the device is quick in."""
+    if asked != "auto":
+        return asked
+    for name in ("state.pt", "result.json", "run.json"):
+        path = folder / name
+        # Whoever goes on from a broken file says what is wrong with it.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            begun = read_saved(path)["identity"] if name == "state.pt" else json.loads(path.read_text())
+            return str(begun["recipe"]["dtype"])
+    return work_dtype(asked, device)
+
+
 @dataclass(frozen=True)
 class Processes:
     """Which of how many processes of an `accelerate launch` this is; alone without one."""
@@ -101,6 +115,10 @@ class Processes:
     def part(self, batch: Tensor) -> Tensor:
         """This process' share of a batch `[B, ...]`: every `count`-th item."""
         return batch[self.rank :: self.count]
+
+    def block(self, n: int) -> range:
+        """This process' share of `n` places, those of one block."""
+        return range(n * self.rank // self.count, n * (self.rank + 1) // self.count)
 
     def add(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients of all processes, in place. One that has none here must have none anywhere, as the tokens of a

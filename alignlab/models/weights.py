@@ -129,6 +129,21 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def work_dtype(name: str, device: str = "cpu") -> str:
+    """`name`, or for "auto" the type whose products of matrices are quick on a device: bfloat16, or float32 where bfloat16 is
+    emulated, as by processors without AVX-512, where it takes some 50 times as long (benchmarks/dtypes.py).
+    """
+    import torch
+
+    if name != "auto":
+        return name
+    if device.startswith("cuda"):
+        quick = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        quick = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if quick else "float32"
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """The type to hold a model's weights in: "float32", "bfloat16" or "float16"; ValueError for another."""
     import torch

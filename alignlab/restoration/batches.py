@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alignlab.data import ImageTextDataset, load_dataset, resize, to_tensor
 from alignlab.pretrain.pool import PoolConfig, batch, held_out, open_pool
+from alignlab.training import Processes
 
 KEPT_BYTES = 2 << 30  # of decoded pictures of one set
 
@@ -24,8 +25,11 @@ def picture_batches(
     crops: int | None = None,
     all_items: bool = False,
     workers: int = 0,
+    among: Processes | None = None,
 ) -> Callable[[int], Tensor]:
     """Step -> float32 `[count, 3, size, size]` in 0..1, equal shares of every source, a function of its arguments alone.
+
+    `among` several processes each reads and gets its block of them.
 
     "scenes" gives crops of rendered scenes of the training split. Of any other set every fifth item is held out unless
     `all_items`; its pictures come whole, resized to a square, in an order drawn anew each epoch, or, with `crops`, from
@@ -39,31 +43,51 @@ def picture_batches(
     others = [source for source in sources if source not in pooled]
     # Whole pictures' sets first take what does not come out even, so that a batch is always full.
     shares = [count // len(sources) + (at < count % len(sources)) for at in range(len(sources))]
-    readers = []
+    mine = (among or Processes()).block(count)
+    drawn = sum(shares[len(others) :])  # from pools; they come first
+    readers, start = [], drawn
     for at, source in enumerate(others):
         data = load_dataset(source, captions=False)
         left_out = set() if all_items else set(held_out(data))
         items = [i for i in range(len(data)) if i not in left_out]
         if not items:
             raise ValueError(f"{source} has {len(data)} item(s); with every fifth held out none is left to learn from")
-        readers.append(WholePictures(data, items, size, shares[at], seed + at, workers))
+        chosen = _within(mine, start, shares[at])
+        start += shares[at]
+        if chosen:
+            readers.append(WholePictures(data, items, size, shares[at], seed + at, workers, chosen))
 
     def step(number: int) -> Tensor:
         parts = [reader(number) for reader in readers]
-        if pools:
-            parts.insert(0, batch(pools, sum(shares[len(readers) :]), size, number, seed))
+        if chosen := _within(mine, 0, drawn):
+            parts.insert(0, batch(pools, drawn, size, number, seed)[chosen.start : chosen.stop])
         return torch.cat(parts)
 
     return step
 
 
+def _within(places: range, start: int, n: int) -> range:
+    """Those of `n` places from `start` on that are among `places`, counted from `start`."""
+    return range(max(places.start - start, 0), min(places.stop - start, n))
+
+
 class WholePictures:
-    """`reader(step)` gives the `count` pictures of a step, float32 `[count, 3, size, size]`, resized to squares."""
+    """`reader(step)` gives the `count` pictures of a step, float32 `[count, 3, size, size]`, resized to squares, or those of
+    them that are `chosen`.
+    """
 
     def __init__(
-        self, data: ImageTextDataset, items: list[int], size: int, count: int, seed: int, workers: int = 0
+        self,
+        data: ImageTextDataset,
+        items: list[int],
+        size: int,
+        count: int,
+        seed: int,
+        workers: int = 0,
+        chosen: range | None = None,
     ) -> None:
         self.items, self.count, self.seed, self.workers = items, count, seed, workers
+        self.chosen = range(count) if chosen is None else chosen
         self.pictures = SquarePictures(data, size)
         self.next_step = -1
         self.batches: Iterator[Tensor] = iter(())
@@ -81,7 +105,7 @@ class WholePictures:
 
     def _indices(self, step: int) -> Any:
         while True:
-            drawn = np.arange(step * self.count, (step + 1) * self.count)
+            drawn = step * self.count + np.array(self.chosen)
             epochs, places = np.divmod(drawn, len(self.items))
             yield [self.items[self._order(int(epoch))[place]] for epoch, place in zip(epochs, places, strict=True)]
             step += 1

@@ -56,16 +56,26 @@ class Run:
     device: str = "cpu"
     workers: int = 0
 
-    def batches(self, size: int) -> Callable[[int], Tensor]:
-        """Step -> the clean pictures of that step, `[batch, 3, size, size]`."""
+    def batches(self, size: int, among: Processes | None = None) -> Callable[[int], Tensor]:
+        """Step -> the clean pictures of that step, `[batch, 3, size, size]`, or this process' block of them."""
         recipe = self.recipe
         return picture_batches(
-            self.data, size, recipe.batch, recipe.seed, crops=self.crops, all_items=self.all_items, workers=self.workers
+            self.data,
+            size,
+            recipe.batch,
+            recipe.seed,
+            crops=self.crops,
+            all_items=self.all_items,
+            workers=self.workers,
+            among=among,
         )
 
 
 class Restoring:
-    """What `train` runs: each step spoils its pictures anew, from the recipe's seed and the pictures' number alone."""
+    """What `train` runs: each step spoils its pictures anew, from the recipe's seed and the pictures' number alone.
+
+    `among` several processes each is given its block of a batch.
+    """
 
     def __init__(self, model: Restorer, recipe: Recipe, accumulate: int = 1, among: Processes | None = None) -> None:
         self.model, self.recipe, self.accumulate = model, recipe, accumulate
@@ -81,13 +91,14 @@ class Restoring:
     def step(self, images: Tensor, done: float) -> dict[str, float]:
         model, number = self.model, round(done * self.recipe.steps)
         task = model.tasks[number % len(model.tasks)]
-        low, high = pair(images, task, seed=self.recipe.seed, first=number * len(images))
+        batch = self.recipe.batch
+        low, high = pair(images, task, seed=self.recipe.seed, first=number * batch + self.among.block(batch).start)
         found = torch.zeros(2, device=images.device)
 
         def losses() -> Iterator[Tensor]:
-            for part in self.among.part(torch.stack([low, high], 1)).chunk(self.accumulate):  # [b, 2, 3, H, W]
+            for part in torch.stack([low, high], 1).chunk(self.accumulate):  # [b, 2, 3, H, W]
                 tokens = model.encoder.encode(part.flatten(0, 1)).unflatten(0, (-1, 2))  # [b, 2, T, D]
-                share = len(part) / len(images)
+                share = len(part) / batch
                 loss = model(tokens[:, 0], tokens[:, 1], task)
                 found.add_(share * torch.stack([loss.visual.detach(), loss.text.detach()]).to(found))
                 yield share * loss.total
@@ -143,7 +154,7 @@ def fit(
     goal = Restoring(model, run.recipe, run.accumulate, among)
     if among.count > 1:  # each began by itself, which might differ in the last bit
         model.load_state_dict(among.share({name: x.detach().cpu() for name, x in model.state_dict().items()}))
-    draw = batches or run.batches(model.encoder.image_size)
+    draw = run.batches(model.encoder.image_size, among) if batches is None else _block_of(batches, among)
     about = {"data": identity["data"] if batches is None else [], "whole": run.all_items, "recipe": asdict(run.recipe)}
     paint = None if samples is None else _samples(model, run, samples)
 
@@ -157,6 +168,17 @@ def fit(
     if among.rank == 0:
         design.save(model, plan, run.out, about)
     return history
+
+
+def _block_of(batches: Callable[[int], Tensor], among: Processes) -> Callable[[int], Tensor]:
+    """A process' block of batches that are given whole."""
+
+    def block(step: int) -> Tensor:
+        whole = batches(step)
+        mine = among.block(len(whole))
+        return whole[mine.start : mine.stop]
+
+    return block
 
 
 def _identity(plan: Design, run: Run, named: bool = True) -> dict[str, Any]:

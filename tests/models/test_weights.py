@@ -35,6 +35,23 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+def test_the_type_to_work_in_is_what_the_device_is_quick_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without AVX-512 emulates bfloat16, in some 50 times as long."""
+    import torch
+
+    assert weights.work_dtype("float16", "cpu") == "float16"
+    assert weights.work_dtype("auto") in ("bfloat16", "float32")
+    for quick, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda quick=quick: quick)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+        assert weights.work_dtype("auto", "cpu") == expected
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, quick=quick: quick)
+        assert weights.work_dtype("auto", "cuda:1") == expected
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert weights.work_dtype("auto") == "float32"
+
+
 def toy(**changes: str) -> WheelFile:
     fields = {
         "package": "toy-weights",

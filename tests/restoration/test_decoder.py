@@ -15,6 +15,7 @@ from alignlab.paper import DECODER_RECIPE
 from alignlab.restoration.batches import picture_batches
 from alignlab.restoration.decoder import RECIPE, Run, paper_recipe, tune
 from alignlab.restoration.decoder_card import diagonal, open_tests, part_psnr, pixels_of, write_card
+from alignlab.training import Processes
 
 RECIPE_SHORT = replace(RECIPE, steps=12, batch=4, warmup=2, dtype="float32")
 
@@ -134,6 +135,32 @@ def test_sources_share_a_batch(pictures):
     assert mixed(0).shape == (6, 3, 16, 16)
     with pytest.raises(ValueError, match="a batch of 1 cannot hold pictures of 2 sources"):
         picture_batches((str(pictures), str(pictures)), 16, 1, seed=0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_each_process_reads_its_block_of_a_batch_and_nothing_else(pictures, count, monkeypatch):
+    from alignlab.restoration.batches import SquarePictures
+
+    read = []
+    real = SquarePictures.__getitem__
+    monkeypatch.setattr(SquarePictures, "__getitem__", lambda self, index: read.append(index) or real(self, index))
+
+    scenes = np.random.default_rng(0).integers(0, 256, (40, 18, 18, 3), dtype=np.uint8)
+    monkeypatch.setattr("alignlab.restoration.batches.open_pool", lambda source, config: scenes)
+
+    def drawn(sources, **options):
+        return picture_batches(sources, 16, 6, seed=0, **options)
+
+    mixed = ("scenes", str(pictures), str(pictures))
+    for sources, whole in (((str(pictures),), 6), (mixed, 4)):
+        alone = drawn(sources)
+        blocks = [drawn(sources, among=Processes(rank, count)) for rank in range(count)]
+        for step in (0, 1, 5):
+            read.clear()
+            theirs = [block(step) for block in blocks]
+            assert len(read) == whole  # all of them together read what one does
+            torch.testing.assert_close(torch.cat(theirs), alone(step), rtol=0, atol=0)
+            assert {len(one) for one in theirs} == {6 // count}
 
 
 def test_the_diagonal_in_patches_and_pixels(small_mae):

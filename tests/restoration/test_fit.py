@@ -110,7 +110,8 @@ def test_the_encoder_and_the_language_model_stay_as_they_are(tmp_path, plan, how
 def one_step(plan, accumulate=1, among=None):
     model = build(plan)
     goal = Restoring(model, SHORT, accumulate, among)
-    losses = goal.step(batches(0), 0.0)
+    mine = (among or Processes()).block(SHORT.batch)
+    losses = goal.step(batches(0)[mine.start : mine.stop], 0.0)
     return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -240,13 +241,13 @@ def test_a_batch_must_have_something_for_every_process(plan):
 
 
 def test_the_shares_of_processes_add_up(plan, monkeypatch):
-    """Two processes' losses and gradients, summed by hand, are those of one with the whole batch."""
+    """Three processes' losses and gradients, summed by hand, are those of one with the whole batch."""
     whole, gradients = one_step(plan)
     monkeypatch.setattr(Processes, "add", lambda self, parameters: None)
     monkeypatch.setattr(Processes, "total", lambda self, values: values)
     monkeypatch.setattr(training.nn.utils, "clip_grad_norm_", lambda p, c: torch.ones(()))
     (_, plain) = one_step(plan)
-    shares = [one_step(plan, among=Processes(rank, 2)) for rank in (0, 1)]
+    shares = [one_step(plan, among=Processes(rank, 3)) for rank in range(3)]  # 1, 1 and 2 of 4 pictures
     assert {k: sum(losses[k] for losses, _ in shares) for k in whole} == pytest.approx(whole, rel=1e-5)
     for name, gradient in plain.items():
         total = sum(found[name] for _, found in shares)
