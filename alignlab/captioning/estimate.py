@@ -23,14 +23,18 @@ FORMULAS = (
     "2 x T x parameters of the encoder, 6 x T x parameters of the linear layer; T visual tokens.",
     f"Measuring an image: 2 x (T + {TEXT}) x parameters of the language model, keys and values kept, and the encoder. Aligning an "
     f"item: 2 x {WORDS} tokens x parameters of the language model, and the encoder.",
-    f"Memory: encoder in float32 + language model in bfloat16 + the larger of training ({ACTIVATIONS} bytes x tokens x blocks x "
+    f"Memory: encoder in float32 + language model + the larger of training ({ACTIVATIONS} bytes x tokens x blocks x "
     f"width, and {SCORES} x tokens squared x blocks x heads of {HEAD}, for each image of a part of the batch) and measuring (keys "
-    f"and values of {EVALUATED} images) + {OVERHEAD / 1e9:.1f} GB for everything else.",
+    f"and values of {EVALUATED} images) + {OVERHEAD / 1e9:.1f} GB for everything else; by activations in bfloat16, half of those "
+    "in float32.",
 )
 
 
-def cost(one: Experiment, accumulate: int = 1) -> Cost | None:
-    """Of one probe, whatever of it is done already; None where the catalogue does not know its models."""
+def cost(one: Experiment, accumulate: int = 1, dtype: str = "bfloat16") -> Cost | None:
+    """Of one probe, whatever of it is done already; None where the catalogue does not know its models. `dtype` is the
+    language model's.
+    """
+    size = LLM_BYTES[dtype]
     encoder, llm = size_of(one.design.encoder), size_of(one.design.llm)
     if encoder is None or llm is None:
         return None
@@ -40,13 +44,13 @@ def cost(one: Experiment, accumulate: int = 1) -> Cost | None:
     train = 4 * read * llm.parameters + seen + 6 * encoder.tokens * learnt
     part = -(-one.recipe.batch // accumulate)
     activations = part * read * llm.blocks * (ACTIVATIONS * llm.width + SCORES * llm.width / HEAD * read)
-    kept = EVALUATED * read * llm.blocks * 2 * llm.width * LLM_BYTES
+    kept = EVALUATED * read * llm.blocks * 2 * llm.width * size
     return Cost(
         one.recipe.steps * one.recipe.batch * train,
         one.n * (2 * read * llm.parameters + seen),
         ENCODER_BYTES * (encoder.parameters + 4 * learnt)  # with gradients and two moments
-        + LLM_BYTES * llm.parameters
-        + max(activations, kept)
+        + size * llm.parameters
+        + max(activations * size // 2, kept)
         + OVERHEAD,
     )
 

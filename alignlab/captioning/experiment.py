@@ -29,7 +29,7 @@ from alignlab.provenance import environment, shown, shown_model
 from alignlab.restoration.experiment import different
 from alignlab.sheets import save_sheet
 from alignlab.trained import ADAPTERS
-from alignlab.training import Processes, Recipe, processes
+from alignlab.training import Processes, Recipe, dtype_of, processes
 
 SCHEMA = "alignlab.caption-train/1"
 RESULT = "result.json"
@@ -126,17 +126,18 @@ def run(
     out: Path,
     *,
     device: str = "cpu",
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     accumulate: int = 1,
     laboratory: str = "own",
 ) -> dict[str, Any]:
     """Train (resuming what `out` holds), measure, write `result.json`, pictures and the projector to `out`; the result.
 
-    `dtype` is the language model's, and takes the place of the recipe's. A finished run of the same experiment is read, not
-    repeated. Errors as `fit`, `build` and `find_judge`.
+    `dtype` is the language model's, and takes the place of the recipe's; "auto" is what a run here began in, else bfloat16
+    where the device is quick in it. A finished run of the same experiment is read, not repeated.
+    Errors as `fit`, `build` and `find_judge`.
     """
     among = processes(device)  # before anything goes to a device: each has its own
-    plan, recipe = experiment.design, replace(experiment.recipe, dtype=dtype)
+    plan, recipe = experiment.design, replace(experiment.recipe, dtype=dtype_of(out, dtype, device))
     data = load_dataset(experiment.data)
     described = describe(replace(experiment, recipe=recipe), data)
     if (before := finished(out, plan, described)) is not None:
@@ -156,7 +157,7 @@ def run(
         made = pairs(size)
         return made.images(made.order(min(fit.SAMPLE, len(items)))(0))
 
-    model = build(plan, sample, device=device, dtype=dtype)
+    model = build(plan, sample, device=device, dtype=recipe.dtype)
     samples = _samples(model, tests[0], out) if tests else None
     history = fit.fit(model, plan, settings, pairs(model.encoder.image_size), samples)
     result = {

@@ -17,6 +17,7 @@ from alignlab.captioning.probe import CaptionProbe
 from alignlab.curves import curves
 from alignlab.data import ImageTextDataset
 from alignlab.models import load_encoder, load_llm
+from alignlab.models.weights import work_dtype
 from alignlab.paper import PROBE_RECIPE
 from alignlab.provenance import shown_model
 from alignlab.restoration.batches import SquarePictures
@@ -148,16 +149,17 @@ def build(
     sample: Callable[[int], Tensor] | None = None,
     *,
     device: str = "cpu",
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     check: Callable[[dict[str, str]], None] = lambda parts: None,
 ) -> CaptionProbe:
-    """The untrained probe of a design; `dtype` is the language model's, `sample(size)` gives training images
-    `[N, 3, size, size]`. `check` is called with the checkpoint of each frozen part as it is loaded.
+    """The untrained probe of a design; `dtype` is the language model's ("auto": bfloat16 where the device is quick in it),
+    `sample(size)` gives training images `[N, 3, size, size]`. `check` is called with the checkpoint of each frozen part as it
+    is loaded.
     """
     encoder = load_encoder(design.encoder, device=device)
     check({"encoder": encoder.checkpoint})
     tokens = None if sample is None else encoder.encode(sample(encoder.image_size)[:SAMPLE])
-    llm = load_llm(design.llm, device=device, dtype=dtype)
+    llm = load_llm(design.llm, device=device, dtype=work_dtype(dtype, device))
     check({"llm": llm.checkpoint})
     return CaptionProbe(encoder, llm, prefix=design.prefix, seed=design.seed, sample=tokens)
 
@@ -215,7 +217,7 @@ def read(folder: Path) -> tuple[Design, dict[str, Any], dict[str, Tensor]]:
 
 
 def load(
-    folder: Path, *, device: str = "cpu", dtype: str = "bfloat16", encoder: str | None = None, llm: str | None = None
+    folder: Path, *, device: str = "cpu", dtype: str = "auto", encoder: str | None = None, llm: str | None = None
 ) -> tuple[CaptionProbe, Design, dict[str, Any]]:
     """A trained probe from its folder, its design and the description in its file; `encoder` and `llm` say where the frozen
     models are where their names of then do not find them. Raises ValueError where one is not the one it was trained with.

@@ -37,7 +37,7 @@ from alignlab.models.registry import EMBEDDED as SHORT
 from alignlab.models.registry import SHIPPED, expand, find_encoder, find_llm
 from alignlab.models.variant import parse
 from alignlab.provenance import environment, shown, shown_model
-from alignlab.training import Recipe, in_turn, processes
+from alignlab.training import Recipe, dtype_of, in_turn, processes
 
 NAME, TITLE = "table4", "Table 4: alignment of encoders with a language model"
 METRICS = {"M-kNN": "mutual_knn", "CKA": "cka"}  # the paper's column -> its metric
@@ -278,7 +278,7 @@ def _standing(row: Row, where: Path) -> Place:
         return replace(place, captioned=True, steps=row.experiment.recipe.steps)
     if not (where / "state.pt").is_file():
         return place
-    one, data = row.experiment, load_dataset(row.experiment.data)
+    one, data = _begun(row, where), load_dataset(row.experiment.data)
     hold_out = holds_out(data, one)
     items = learnt_items(data, hold_out, one.subset, one.recipe.seed)
     try:
@@ -293,8 +293,14 @@ def read_captions(row: Row, where: Path) -> dict[str, Any] | None:
     """What the row's probe came to, where it is finished."""
     if not (where / RESULT).is_file():
         return None
-    result = finished(where, row.experiment.design, describe(row.experiment, load_dataset(row.experiment.data)))
+    result = finished(where, row.experiment.design, describe(_begun(row, where), load_dataset(row.experiment.data)))
     return result if result is not None and result["evaluations"] else None
+
+
+def _begun(row: Row, where: Path) -> Experiment:
+    """The row's probe as it lies there: the type of its numbers is the machine's, and makes no other row of it."""
+    one = row.experiment
+    return replace(one, recipe=replace(one.recipe, dtype=dtype_of(where, "auto", "cpu")))
 
 
 def read_alignment(row: Row, where: Path) -> dict[str, Any] | None:

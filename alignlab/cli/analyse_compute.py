@@ -30,7 +30,7 @@ def compute(
         None, "--measured/--no-measured", help="Time the models here (default: in the embedded laboratory)."
     ),
     device: str = typer.Option("auto", help="auto, cpu or cuda; for times."),
-    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
+    dtype: str = typer.Option("auto", help="auto (bfloat16 where quick), bfloat16 or float32, of the language model."),
     out: Path | None = typer.Option(None, help="Folder for result.json (default runs/analyse-compute-TIME)."),
     json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
 ) -> None:
@@ -49,6 +49,7 @@ def compute(
         console,
         output_folder,
         pick_device,
+        pick_dtype,
         write_json,
     )
     from alignlab.models.registry import EMBEDDED
@@ -62,6 +63,7 @@ def compute(
     names = (encoder or usual["mae"], llm or usual["llm"])
     where = pick_device(device)
     timed = lab == "embedded" and names[0] in EMBEDDED and names[1] == "smollm2" if measured is None else measured
+    dtype = "bfloat16" if dtype == "auto" and not timed else pick_dtype(dtype, where)
     seeing, speaking = analysis.sketch_encoder(names[0]), analysis.sketch_llm(names[1])
     folder = output_folder(out, "analyse-compute")
     if json_file is not None:
@@ -115,7 +117,7 @@ def _times(names: tuple[str, str], tokens: Sequence, device: str, dtype: str) ->
 
     typer.echo("measuring", err=True)
     seeing, speaking = open_encoder(names[0], device=device), load_llm(names[1], device=device, dtype=dtype)
-    return {"seconds": analysis.measure(seeing, speaking, tokens), "rate": matmul_rate(device)}
+    return {"seconds": analysis.measure(seeing, speaking, tokens), "rate": matmul_rate(device, dtype)}
 
 
 def described(counted: Counted, times: dict[str, Any] | None, dtype: str) -> dict[str, Any]:
@@ -227,8 +229,8 @@ def show(screen: Any, result: dict[str, Any]) -> None:
     if timed:
         rate = result["matmul_flop_a_second"]
         lines.append(
-            f"the peak: {si(rate)}FLOP a second, of bfloat16 products of matrices measured here just now, as busy as the "
-            "machine is; times are medians of three, without the adapters."
+            f"the peak: {si(rate)}FLOP a second, of {result['config']['dtype']} products of matrices measured here just now, as "
+            "busy as the machine is; times are medians of three, without the adapters."
         )
     if result["config"]["lab"] == "paper":
         seen = next(row["torch_flop"] for row in result["parts"] if row["part"] == "encoder and decoder")

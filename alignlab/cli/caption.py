@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from alignlab.cli.common import check_dtype, check_positive, check_recipe, check_whole
+from alignlab.cli.common import check_dtype, check_positive, check_recipe, check_whole, pick_dtype
 
 if TYPE_CHECKING:
     from alignlab.captioning.evaluation import Subjects
@@ -55,7 +55,10 @@ def train(
     judge: str | None = typer.Option(None, help=JUDGE_HELP),
     seed: int = typer.Option(0),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
-    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model; the layer is float32."),
+    dtype: str = typer.Option(
+        "auto",
+        help="auto (bfloat16 where quick), bfloat16 or float32, of the language model.",
+    ),
     out: Path | None = typer.Option(None, help="Folder for the probe; a run stopped there goes on."),
     json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
 ) -> None:
@@ -111,7 +114,7 @@ def generate(
     encoder: str | None = typer.Option(None, help="Where the encoder is, if the checkpoint's name does not find it."),
     llm: str | None = typer.Option(None, help="Where the language model is, likewise."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
-    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
+    dtype: str = typer.Option("auto", help="auto (bfloat16 where quick), bfloat16 or float32, of the language model."),
     out: Path | None = typer.Option(None, help="With --data: folder for captions.jsonl (default runs/...)."),
 ) -> None:
     """Say what is in pictures: a line each, or for a set a captions.jsonl with each item's number, id and caption.
@@ -123,12 +126,12 @@ def generate(
     from alignlab.data import read_image, resize, to_tensor
 
     check_positive({"beams": beams, "longest": longest, "batch-size": batch_size, "n": n})
-    check_dtype(dtype)
     if bool(image) == bool(data):
         raise ValueError("give pictures, or --data with a set of them, and not both")
     if not data and (n is not None or out is not None):
         raise ValueError("--n and --out are for --data; captions of pictures are printed")
     where = pick_device(device)
+    dtype = pick_dtype(dtype, where)
     read(checkpoint)  # what is wrong shows before anything is loaded
     options: dict[str, Any] = {"beams": beams, "longest": longest, "batch_size": batch_size}
     places: dict[str, Any] = {"device": where, "dtype": dtype, "encoder": encoder, "llm": llm}
@@ -168,7 +171,7 @@ def evaluate(
     encoder: str | None = typer.Option(None, help="Where the encoder is, if the checkpoint's name does not find it."),
     llm: str | None = typer.Option(None, help="Where the language model is, likewise."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
-    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
+    dtype: str = typer.Option("auto", help="auto (bfloat16 where quick), bfloat16 or float32, of the language model."),
     out: Path | None = typer.Option(
         None, help="Folder for result.json and galleries (default runs/caption-eval-TIME)."
     ),
@@ -186,8 +189,8 @@ def evaluate(
     from alignlab.training import processes
 
     check_positive({"n": n, "beams": beams, "longest": longest, "batch-size": batch_size})
-    check_dtype(dtype)
     where = pick_device(device)
+    dtype = pick_dtype(dtype, where)
     among = processes(where)
     controls = _controls(checkpoint, control)  # what is wrong shows before anything is loaded
     files = {folder: fit.read(folder)[1]["about"]["data"] for folder in [*checkpoint, *control]}

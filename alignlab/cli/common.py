@@ -60,8 +60,16 @@ def check_whole(numbers: dict[str, int | None]) -> None:
 
 
 def check_dtype(dtype: str) -> None:
-    if dtype not in ("bfloat16", "float32"):
-        raise ValueError(f"--dtype must be bfloat16 or float32, got {dtype!r}")
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise ValueError(f"--dtype must be auto, bfloat16 or float32, got {dtype!r}")
+
+
+def pick_dtype(dtype: str, device: str) -> str:
+    """`auto` is bfloat16 where the device is quick in it, float32 elsewhere. Raises ValueError for an unknown one."""
+    from alignlab.models.weights import work_dtype
+
+    check_dtype(dtype)
+    return work_dtype(dtype, device)
 
 
 def check_recipe(name: str, steps: int | None, epochs: float | None) -> None:

@@ -18,7 +18,7 @@ def pretrain(
     tokenizer: str = typer.Option("dvae-tiny", help="beit only: the dVAE whose codes it learns."),
     seed: int = typer.Option(0),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
-    dtype: str = typer.Option("bfloat16", help="bfloat16 (autocast) or float32."),
+    dtype: str = typer.Option("auto", help="auto (bfloat16, by autocast, where it is quick), bfloat16 or float32."),
     out: Path | None = typer.Option(None, help="Folder for the checkpoint; a run stopped there goes on."),
 ) -> None:
     """Train a small model from scratch and write it with a card that says what it can do.
@@ -34,6 +34,7 @@ def pretrain(
     from alignlab.pretrain.card import write_card
     from alignlab.pretrain.run import RECIPES, Run
     from alignlab.pretrain.run import pretrain as train
+    from alignlab.training import dtype_of
 
     if kind not in RECIPES:
         raise ValueError(f"kind must be one of {', '.join(RECIPES)}, got {kind!r}")
@@ -42,9 +43,10 @@ def pretrain(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
     recipe = RECIPES[kind]
-    recipe = replace(recipe, steps=steps or recipe.steps, batch=batch_size or recipe.batch, seed=seed, dtype=dtype)
+    recipe = replace(recipe, steps=steps or recipe.steps, batch=batch_size or recipe.batch, seed=seed)
     where = pick_device(device)
     folder = output_folder(out, f"pretrain-{kind}")
+    recipe = replace(recipe, dtype=dtype_of(folder, dtype, where))
     run = Run(kind, tuple(data), recipe, folder, device=where, tokenizer=tokenizer)
     history = train(run)
     measured = write_card(run, history)

@@ -50,13 +50,13 @@ def induction(
     Example: alignlab probe induction --checkpoint runs/denoise --ablate 8 --random
     """
     from alignlab.cli.common import (
-        check_dtype,
         check_positive,
         check_whole,
         check_writable,
         console,
         output_folder,
         pick_device,
+        pick_dtype,
         write_json,
     )
     from alignlab.models import load_llm
@@ -65,8 +65,8 @@ def induction(
 
     check_positive({"n": n, "images": images})
     check_whole({"ablate": ablate, "draws": draws, "seed": seed})
-    check_dtype(dtype)
     where = pick_device(device)
+    dtype = pick_dtype(dtype, where)
     if task is not None and checkpoint is None:
         raise ValueError("--task is one of a checkpoint's; give --checkpoint too")
     began = time.perf_counter()

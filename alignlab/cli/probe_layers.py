@@ -28,7 +28,7 @@ def layers(
     n: int = typer.Option(128, "--n", help="Held-out images to measure on."),
     seed: int = typer.Option(0, help="The first of the seeds."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
-    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
+    dtype: str = typer.Option("auto", help="auto (bfloat16 where quick), bfloat16 or float32, of the language model."),
     out: Path | None = typer.Option(
         None, help="Folder for result.json, layers.png and every finished training; the same command goes on there."
     ),
@@ -54,6 +54,7 @@ def layers(
     from alignlab.probing import layers as probing
     from alignlab.probing.layers_figure import curve
     from alignlab.provenance import laboratory
+    from alignlab.training import dtype_of
 
     check_positive({"steps": steps, "batch-size": batch_size, "lr": lr})
     check_whole({"seed": seed})
@@ -61,9 +62,7 @@ def layers(
     where = pick_device(device)
     load_dataset(data, captions=False)  # what is wrong shows before a folder is made
     usual = probing.RECIPE
-    recipe = replace(
-        usual, steps=steps or usual.steps, batch=batch_size or usual.batch, lr=lr or usual.lr, seed=seed, dtype=dtype
-    )
+    recipe = replace(usual, steps=steps or usual.steps, batch=batch_size or usual.batch, lr=lr or usual.lr, seed=seed)
     recipe = replace(recipe, warmup=min(recipe.warmup, recipe.steps // 5))
     try:
         plan = probing.Plan(
@@ -82,6 +81,7 @@ def layers(
     folder = output_folder(out, "probe-layers")
     if json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
+    plan = replace(plan, recipe=replace(recipe, dtype=dtype_of(folder, dtype, where)))
     found = probing.run(plan, folder, device=where)
     result = {"laboratory": laboratory([encoder], llm, data), **found}
     save_figure(curve(result), folder / "layers.png", dpi=150)

@@ -42,13 +42,13 @@ def linear(
     Example: alignlab probe linear --encoder mae --data scenes --label shape --label count
     """
     from alignlab.cli.common import (
-        check_dtype,
         check_positive,
         check_whole,
         check_writable,
         console,
         output_folder,
         pick_device,
+        pick_dtype,
         slug,
         write_json,
     )
@@ -62,10 +62,10 @@ def linear(
 
     check_positive({"batch-size": batch_size})
     check_whole({"controls": controls, "nulls": nulls, "seed": seed})
-    check_dtype(dtype)
     if encoder_layer not in ("best", "all") and not encoder_layer.isdecimal():
         raise ValueError(f"--encoder-layer must be best, all or a layer's number from 0, got {encoder_layer!r}")
     where = pick_device(device)
+    dtype = pick_dtype(dtype, where)
     dataset = load_dataset(data, n=n).check()
     folds_of(len(dataset), folds, seed)
     wanted, notes = _labels(dataset, label, folds)

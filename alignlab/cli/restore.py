@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from alignlab.cli.common import check_dtype, check_positive, check_recipe, check_whole
+from alignlab.cli.common import check_dtype, check_positive, check_recipe, check_whole, pick_dtype
 
 if TYPE_CHECKING:
     from alignlab.data.degradations import Task
@@ -49,7 +49,7 @@ def decoder(
     workers: int = typer.Option(0, help="Processes that read pictures."),
     seed: int = typer.Option(0),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
-    dtype: str = typer.Option("bfloat16", help="bfloat16 (autocast) or float32."),
+    dtype: str = typer.Option("auto", help="auto (bfloat16, by autocast, where it is quick), bfloat16 or float32."),
     out: Path | None = typer.Option(None, help="Folder for the decoder; a run stopped there goes on."),
     json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
 ) -> None:
@@ -58,12 +58,15 @@ def decoder(
     Example: alignlab restore decoder --encoder mae-tiny --data scenes --data my-photos/ --out runs/decoder
     """
 
+    from dataclasses import replace
+
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.models.registry import load_encoder
     from alignlab.provenance import environment, laboratory
     from alignlab.restoration.decoder import LOSSES, Run, tune
     from alignlab.restoration.decoder_card import open_tests, write_card
+    from alignlab.training import dtype_of
 
     check_dtype(dtype)
     if loss not in LOSSES:
@@ -79,17 +82,18 @@ def decoder(
     check_positive(numbers)
     check_whole({"workers": workers, "seed": seed})
     where = pick_device(device)
-    plan = _recipe(recipe, tuple(data), bool(test), steps, epochs, batch_size, lr, seed, dtype)
+    plan = _recipe(recipe, tuple(data), bool(test), steps, epochs, batch_size, lr, seed)
     for source in (*data, *test):  # what is wrong shows before a folder is made
         load_dataset(source, captions=False)
     model = load_encoder(encoder, device=where)
     folder = output_folder(out, "restore-decoder")
     if json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
+    dtype = dtype_of(folder, dtype, where)
     run = Run(
         data=tuple(data),
         out=folder,
-        recipe=plan,
+        recipe=replace(plan, dtype=dtype),
         loss=loss,
         crops=crops,
         all_items=bool(test),
@@ -158,7 +162,10 @@ def train(
     workers: int = typer.Option(0, help="Processes that read pictures."),
     seed: int = typer.Option(0),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
-    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model; the adapters are float32."),
+    dtype: str = typer.Option(
+        "auto",
+        help="auto (bfloat16 where quick), bfloat16 or float32, of the language model.",
+    ),
     out: Path | None = typer.Option(None, help="Folder for the adapters; a run stopped there goes on."),
     json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
 ) -> None:
@@ -239,7 +246,7 @@ def evaluate(
     batch_size: int = typer.Option(64, help="Images at once: speed, and in bfloat16 the last digits."),
     seed: int | None = typer.Option(None, help="Of the degradations (default: that of every evaluation here)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
-    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
+    dtype: str = typer.Option("auto", help="auto (bfloat16 where quick), bfloat16 or float32, of the language model."),
     out: Path | None = typer.Option(None, help="Folder for result.json and pictures (default runs/restore-eval-TIME)."),
     json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
 ) -> None:
@@ -257,9 +264,10 @@ def evaluate(
     from alignlab.training import processes
 
     check_positive({"n": n, "batch-size": batch_size})
-    _check_mode_and_dtype(mode, dtype)
+    _check_mode(mode)
     task = list(dict.fromkeys(task))
     where = pick_device(device)
+    dtype = pick_dtype(dtype, where)
     for name in checkpoint:  # what is wrong shows before anything is loaded or measured
         plan, described, _ = read(find(name))
         _parameters(task or list(plan.tasks), strength)
@@ -342,7 +350,7 @@ def apply(
     llm: str | None = typer.Option(None, help="Where the language model is, likewise."),
     batch_size: int = typer.Option(32, help="Images at once: speed, and in bfloat16 the last digits."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
-    dtype: str = typer.Option("bfloat16", help="bfloat16 or float32, of the language model."),
+    dtype: str = typer.Option("auto", help="auto (bfloat16 where quick), bfloat16 or float32, of the language model."),
     out: Path | None = typer.Option(None, help="Folder for the pictures (default runs/restore-apply-TIME)."),
     json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
 ) -> None:
@@ -360,10 +368,11 @@ def apply(
     from alignlab.restoration.restorer import unwritten
 
     check_positive({"batch-size": batch_size})
-    _check_mode_and_dtype(mode, dtype)
+    _check_mode(mode)
     import torch
 
     where = pick_device(device)
+    dtype = pick_dtype(dtype, where)
     try:
         pictures = [to_tensor(read_image(path))[None] for path in image]
     except FileNotFoundError as error:
@@ -440,10 +449,9 @@ def _mode_of(how: str, mode: str) -> dict[str, str]:
     return {}
 
 
-def _check_mode_and_dtype(mode: str, dtype: str) -> None:
+def _check_mode(mode: str) -> None:
     if mode not in ("forced", "free"):
         raise ValueError(f"--mode must be forced or free, got {mode!r}")
-    check_dtype(dtype)
 
 
 def _parameters(tasks: list[str], strength: list[str]) -> dict[str, Task | None]:
@@ -606,7 +614,6 @@ def _recipe(
     batch: int | None,
     lr: float | None,
     seed: int,
-    dtype: str,
 ) -> Recipe:
     """The recipe of a name with what is given put in its place."""
     import math
@@ -623,4 +630,4 @@ def _recipe(
         recipe = replace(RECIPE, batch=batch or RECIPE.batch)
         if epochs is not None:
             recipe = replace(recipe, steps=max(math.ceil(epochs * items / recipe.batch), 1))
-    return replace(recipe, steps=steps or recipe.steps, lr=lr or recipe.lr, seed=seed, dtype=dtype)
+    return replace(recipe, steps=steps or recipe.steps, lr=lr or recipe.lr, seed=seed)

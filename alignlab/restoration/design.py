@@ -20,6 +20,7 @@ from alignlab.data.degradations import NAMES as TASKS
 from alignlab.data.degradations import pair
 from alignlab.models import load_llm
 from alignlab.models.catalogue import BY_NAME
+from alignlab.models.weights import work_dtype
 from alignlab.paths import shipped
 from alignlab.provenance import shown_model
 from alignlab.restoration.coordinates import Whitened, open_encoder, whitened
@@ -91,16 +92,17 @@ def build(
     pictures: Callable[[int], Tensor] | None = None,
     *,
     device: str = "cpu",
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     coordinates: dict[str, Tensor] | None = None,
     check: Callable[[dict[str, str]], None] = lambda parts: None,
 ) -> Restorer:
-    """The untrained restorer of a design; `dtype` is the language model's.
+    """The untrained restorer of a design; `dtype` is the language model's ("auto": bfloat16 where the device is quick in it).
 
     Whitening comes from `coordinates`, or is fitted on `pictures(size)`, clean training images `[N, 3, size, size]`. `check`
     is called with the checkpoints of the frozen parts as soon as each is loaded. Raises ValueError as the models do, and
     for an encoder without a decoder.
     """
+    dtype = work_dtype(dtype, device)
     encoder = open_encoder(design.encoder, device=device, decoder=design.decoder)
     if not hasattr(encoder, "decode"):
         raise ValueError(
@@ -206,7 +208,7 @@ def load(
     name: str,
     *,
     device: str = "cpu",
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     encoder: str | None = None,
     llm: str | None = None,
 ) -> tuple[Restorer, Design, dict[str, Any]]:

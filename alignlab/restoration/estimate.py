@@ -24,7 +24,7 @@ EVALUATED = 64  # pictures that are restored at once
 OVERHEAD = 1.5e9  # bytes: torch, Python, pictures
 # Bytes that backward needs (Korthikanti et al. 2022, eq. 2): a token, block and width; a pair of tokens, block and head.
 ACTIVATIONS, SCORES, HEAD = 34, 5, 64
-LLM_BYTES, ENCODER_BYTES = 2, 4  # a number: bfloat16, float32
+LLM_BYTES, ENCODER_BYTES = {"bfloat16": 2, "float32": 4}, 4  # a number
 
 FORMULAS = (
     "Training an image: 4 x tokens x parameters of the language model (forward, and backward to its inputs; it is frozen) + "
@@ -32,9 +32,10 @@ FORMULAS = (
     "reads 2 T visual tokens, 10 task tokens and 8 of text (App. B.4), ViT-LLM T.",
     "Measuring an image: 2 x tokens x parameters of the language model, keys and values kept, and of the encoder and decoder "
     "twice. A cut language model counts by its share of blocks.",
-    f"Memory: encoder in float32 + language model in bfloat16 + the larger of training ({ACTIVATIONS} bytes x tokens x blocks "
+    f"Memory: encoder in float32 + language model + the larger of training ({ACTIVATIONS} bytes x tokens x blocks "
     f"x width, and {SCORES} x tokens squared x blocks x heads of {HEAD}, for each image of a part of the batch) and measuring "
-    f"(keys and values of {EVALUATED} images) + {OVERHEAD / 1e9:.1f} GB for everything else.",
+    f"(keys and values of {EVALUATED} images) + {OVERHEAD / 1e9:.1f} GB for everything else; by activations in bfloat16, half of "
+    "those in float32.",
 )
 
 
@@ -69,8 +70,11 @@ def size_of(name: str) -> Size | None:
     return Size(known.parameters * share, blocks, known.width, known.tokens)
 
 
-def cost(one: Experiment, accumulate: int = 1) -> Cost | None:
-    """Of one run, whatever of it is done already; None where the catalogue does not know its models."""
+def cost(one: Experiment, accumulate: int = 1, dtype: str = "bfloat16") -> Cost | None:
+    """Of one run, whatever of it is done already; None where the catalogue does not know its models. `dtype` is the language
+    model's.
+    """
+    size = LLM_BYTES[dtype]
     plan = one.design
     encoder, llm = size_of(plan.encoder), size_of(plan.llm)
     if encoder is None or (llm is None and plan.how != "linear"):
@@ -93,11 +97,11 @@ def cost(one: Experiment, accumulate: int = 1) -> Cost | None:
     part = -(-one.recipe.batch // accumulate)
     heads = llm.width / HEAD
     activations = part * read * llm.blocks * (ACTIVATIONS * llm.width + SCORES * heads * read)
-    kept = EVALUATED * read * llm.blocks * 2 * llm.width * LLM_BYTES
+    kept = EVALUATED * read * llm.blocks * 2 * llm.width * size
     return Cost(
         one.images_seen * train,
         measured * (2 * read * llm.parameters + image),
-        weights + LLM_BYTES * llm.parameters + max(activations, kept) + OVERHEAD,
+        weights + size * llm.parameters + max(activations * size // 2, kept) + OVERHEAD,
     )
 
 
@@ -111,12 +115,14 @@ def seconds(found: Cost, share_left: float, rate: float | None) -> float:
     return found.train * share_left / (rate * TRAIN_SHARE) + found.measure / (rate * WRITE_SHARE)
 
 
-def matmul_rate(device: str, span: float = 1.0) -> float:
-    """FLOP a second of bfloat16 products of matrices on a device, measured for `span` seconds, as busy as it is now."""
+def matmul_rate(device: str, dtype: str = "bfloat16", span: float = 1.0) -> float:
+    """FLOP a second of products of matrices on a device, measured for `span` seconds, as busy as it is now."""
     import torch
 
+    from alignlab.models.weights import torch_dtype
+
     side = 8192 if device.startswith("cuda") else 1024
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=torch_dtype(dtype)) for _ in range(2))
     float((a @ b)[0, 0])  # the first one warms up; reading a number waits for it
     done, began = 0, time.perf_counter()
     while (spent := time.perf_counter() - began) < span or not done:

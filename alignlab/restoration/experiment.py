@@ -30,7 +30,7 @@ from alignlab.restoration.pictures import save_grid
 from alignlab.restoration.restorer import Restorer
 from alignlab.sheets import save_sheet
 from alignlab.trained import ADAPTERS
-from alignlab.training import Processes, Recipe, processes
+from alignlab.training import Processes, Recipe, dtype_of, processes
 
 SCHEMA = "alignlab.restore-train/1"
 RESULT = "result.json"
@@ -109,17 +109,17 @@ def run(
     out: Path,
     *,
     device: str = "cpu",
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     accumulate: int = 1,
     workers: int = 0,
 ) -> dict[str, Any]:
     """Train (resuming what `out` holds), measure, write `result.json`, pictures and adapters to `out`; the result.
 
-    `dtype` is the language model's, and takes the place of the recipe's. A finished run of the same experiment is read, not
-    repeated. Errors as `fit` and `build`.
+    `dtype` is the language model's, and takes the place of the recipe's; "auto" is what a run here began in, else bfloat16
+    where the device is quick in it. A finished run of the same experiment is read, not repeated. Errors as `fit` and `build`.
     """
     among = processes(device)  # before anything goes to a device: each has its own
-    plan, recipe = experiment.design, replace(experiment.recipe, dtype=dtype)
+    plan, recipe = experiment.design, replace(experiment.recipe, dtype=dtype_of(out, dtype, device))
     described = describe(replace(experiment, recipe=recipe))
     if (finished := _finished(out, plan, described)) is not None:
         return finished
@@ -138,7 +138,7 @@ def run(
         for source in (experiment.test or experiment.data if experiment.n else ())
     ]
     coordinates = _coordinates(out) if fit.started(plan, settings) and plan.features == "whitened" else None
-    model = build(plan, fit.clean(settings), device=device, dtype=dtype, coordinates=coordinates)
+    model = build(plan, fit.clean(settings), device=device, dtype=recipe.dtype, coordinates=coordinates)
     _keep_coordinates(model, out, among)
     first = tests[0] if tests else None
     samples = None if first is None else first.pictures(model.encoder.image_size)(0, min(fit.SHOWN, len(first)))

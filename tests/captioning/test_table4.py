@@ -67,7 +67,7 @@ def lab(tmp_path_factory, blurs, small_mae, small_llm, judge):
 def here(lab, tmp_path, monkeypatch):
     """The small laboratory in the embedded one's place, in an empty folder."""
     monkeypatch.setitem(table4.LABS, "embedded", lab)
-    monkeypatch.setattr(estimate, "matmul_rate", lambda device: 1e11)
+    monkeypatch.setattr(estimate, "matmul_rate", lambda device, dtype: 1e11)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -251,7 +251,7 @@ def test_the_plan_is_printed_without_weights_or_network(name, tmp_path, monkeypa
 
     monkeypatch.setattr(vision, "load_vision", refuse)
     monkeypatch.setattr(llm_load, "load", refuse)
-    monkeypatch.setattr(estimate, "matmul_rate", lambda device: 1e11)
+    monkeypatch.setattr(estimate, "matmul_rate", lambda device, dtype: 1e11)
     monkeypatch.chdir(tmp_path)
     assert run(["reproduce", "table4", "--lab", name, "--dry-run", "--json", "plan.json"]) == 0
     printed, plan = capsys.readouterr().out, plain(tmp_path / "plan.json")

@@ -197,7 +197,7 @@ def test_encoders_without_a_decoder_will_do(command, tmp_path, encoder):
         (["--warmup", "-1"], "--warmup must be 0 or more"),
         (["--n", "-1"], "--n must be 0 or more"),
         (["--seed", "-1"], "--seed must be 0 or more"),
-        (["--dtype", "float16"], "--dtype must be bfloat16 or float32"),
+        (["--dtype", "float16"], "--dtype must be auto, bfloat16 or float32"),
         (["--device", "tpu"], "--device must be auto, cpu or cuda"),
         (["--data", "nowhere"], "no data set 'nowhere'"),
         (["--test", "nowhere", "--n", "1"], "no data set 'nowhere'"),

@@ -77,7 +77,7 @@ def test_one_layer_and_one_seed_say_so(command, tmp_path, capsys):
         (["--n", "1"], "--n must be 2 or more"),
         (["--seed", "-1"], "--seed must be 0 or more"),
         (["--task", "blur"], "--task must be one of denoise"),
-        (["--dtype", "float64"], "--dtype must be bfloat16 or float32"),
+        (["--dtype", "float64"], "--dtype must be auto, bfloat16 or float32"),
         (["--device", "tpu"], "--device must be auto, cpu or cuda"),
         (["--encoder", "timm:test_vit.r160_in1k@random"], "has no decoder; --encoder takes a MAE"),
         (["--llm", "nonsense"], "unknown language model 'nonsense'"),

@@ -100,7 +100,7 @@ def test_the_decoder_from_the_command_line(tmp_path, capsys, small_mae, pictures
         (["--steps", "2", "--epochs", "1"], "--steps and --epochs both say how long to train"),
         (["--test", "nowhere", "--steps", "1"], "no data set 'nowhere'"),
         (["--steps", "0"], "--steps must be more than 0"),
-        (["--dtype", "float16"], "--dtype must be bfloat16 or float32"),
+        (["--dtype", "float16"], "--dtype must be auto, bfloat16 or float32"),
         (["--workers", "-1"], "--workers must be 0 or more"),
     ],
 )

@@ -87,6 +87,31 @@ def test_what_makes_an_experiment_is_plain_and_has_no_folders(photos, plan):
     assert photos.rpartition("/")[0] not in json.dumps(found)
 
 
+@pytest.mark.parametrize(("begun", "quick"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_run_keeps_the_type_that_it_began_in(photos, plan, tmp_path, monkeypatch, begun, quick):
+    """Begun where bfloat16 is quick and ended where it is not, or the other way round, it is one run."""
+    experiment = Experiment(plan, (photos,), SHORT, n=1)
+
+    def machine(dtype):
+        for module in ("alignlab.training", "alignlab.restoration.design"):
+            monkeypatch.setattr(f"{module}.work_dtype", lambda asked, device: dtype if asked == "auto" else asked)
+
+    machine(begun)
+    first = run(experiment, tmp_path)
+    assert first["recipe"]["dtype"] == begun
+    machine(quick)
+    monkeypatch.setattr("alignlab.restoration.experiment.fit.fit", None)  # nothing trains
+    assert run(experiment, tmp_path) == first
+    monkeypatch.undo()
+    machine(quick)
+    (tmp_path / "result.json").unlink()
+    assert run(experiment, tmp_path)["recipe"]["dtype"] == begun  # told by the state
+    assert run(experiment, tmp_path / "new")["recipe"]["dtype"] == quick
+    (tmp_path / "result.json").unlink()
+    with pytest.raises(ValueError, match=f"its dtype is {begun}, not {quick}"):
+        run(experiment, tmp_path, dtype=quick)
+
+
 def test_a_damaged_result_is_made_again(photos, plan, tmp_path, monkeypatch):
     experiment = Experiment(plan, (photos,), SHORT, n=1)
     first = run(experiment, tmp_path, dtype="float32")
