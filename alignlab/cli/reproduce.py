@@ -52,7 +52,9 @@ def reproduce(
     seed: int = typer.Option(0),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     out: Path | None = typer.Option(
-        None, help="Folder for result.json and pictures (default runs/reproduce-TARGET-TIME)."
+        None,
+        help="Folder for result.json and pictures (default runs/reproduce-TARGET-TIME); rows of the same experiments that it "
+        "holds already stay where their runs lie elsewhere.",
     ),
     json_file: Path | None = typer.Option(None, "--json", help="Write the result, or the plan, to this file too."),
 ) -> None:
@@ -177,9 +179,11 @@ def refuse_what_cannot_run(
 
 def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | None) -> dict[str, Any]:
     """What would be done, as plain values. `device` is where the rate of work is measured, None for the paper's GPUs."""
+    from alignlab.models.weights import work_dtype
     from alignlab.restoration import estimate
 
-    rate = None if device is None else estimate.matmul_rate(device)
+    dtype = "bfloat16" if device is None else work_dtype("auto", device)
+    rate = None if device is None else estimate.matmul_rate(device, dtype)
     rows: list[dict[str, Any]] = []
     for place in found:
         one = place.row.experiment
@@ -196,7 +200,7 @@ def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | N
             "memory_gb": None,
             "hours_left": 0.0 if state.state == "done" else None,
         }
-        if (cost := estimate.cost(one, parts)) is not None:
+        if (cost := estimate.cost(one, parts, dtype)) is not None:
             row |= {"tflop": (cost.train + cost.measure) / 1e12, "memory_gb": cost.memory / 1e9}
             if state.state != "done":
                 row["hours_left"] = estimate.seconds(cost, 1 - state.steps / one.recipe.steps, rate) / 3600
@@ -218,6 +222,7 @@ def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | N
         "data_missing": estimate.missing_data(sources),
         "rate_tflops": None if rate is None else rate / 1e12,
         "rate_of": device or "the paper's GPUs",
+        "dtype": dtype,
         "formulas": list(estimate.FORMULAS),
     }
 
@@ -275,7 +280,7 @@ def show_costs(console: Any, plan: dict[str, Any]) -> None:
         text = f"time: on {gpus} TFLOP/s each; the paper says about {paper.HARDWARE['hours']} hours for one training of LM4LV."
     else:
         text = (
-            f"time: {plan['rate_tflops']:.2f} TFLOP/s of bfloat16 products measured here just now ({plan['rate_of']}), "
+            f"time: {plan['rate_tflops']:.2f} TFLOP/s of {plan['dtype']} products measured here just now ({plan['rate_of']}), "
             f"{TRAIN_SHARE:.0%} of it in training and {WRITE_SHARE:.0%} in measuring."
         )
     for line in (text, *plan["formulas"]):
@@ -309,23 +314,29 @@ def result(what: Target, lab: Lab, found: list[Place], config: dict[str, Any], f
     """Put together what the finished runs say, and write the grids of pictures to `folder`."""
     from alignlab import paper
     from alignlab.provenance import environment, shown
-    from alignlab.restoration import reproduction
+    from alignlab.restoration import earlier, reproduction
     from alignlab.restoration.pictures import save_grid
     from alignlab.sheets import save_sheet
 
-    rows = reproduction.gather(what, found)
+    own = {source.partition(":")[0] for source in (*config["data"], *config["test"])} - {*lab.data, *lab.test}
+    laboratory = "own" if own else lab.name
+    before = earlier.read(folder, SCHEMA, what.name, laboratory)
+    rows = reproduction.gather(what, found, before, take_longest=config["longest"])
+    here = reproduction.gather(what, found)
+    kept = [row["name"] for row, ours in zip(rows, here, strict=True) if row.get("trained") != ours.get("trained")]
+    if kept:
+        typer.echo(f"kept from {folder / 'result.json'}, as no such run is under --runs: {', '.join(kept)}", err=True)
     pictures, sheets = [], []
-    for name, grid in reproduction.grids(what, found, device=config["device"]).items():
+    for name, grid in reproduction.grids(what, found, rows, before, device=config["device"]).items():
         save_grid(grid, folder / f"{name}.jpg", f"{what.title} ({lab.name} laboratory)")
         pictures.append(f"{name}.jpg")
         sheets.append({"title": name, **save_sheet(grid, folder / f"{name}-sheet.png")})
     budgets = sorted({row["images"] for row in rows if row["status"] == "done"})
-    own = {source.partition(":")[0] for source in (*config["data"], *config["test"])} - {*lab.data, *lab.test}
     return {
         "schema": SCHEMA,
         "target": what.name,
         "title": what.title,
-        "laboratory": "own" if own else lab.name,
+        "laboratory": laboratory,
         "budget": {"images": budgets, "one_for_all": not what.own_budgets, "n": config["n"]},
         "rows": rows,
         "missing": [row["name"] for row in rows if row["status"] != "done"],

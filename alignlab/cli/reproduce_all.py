@@ -136,23 +136,31 @@ def rows_done(folder: Path, wanted: Mapping[str, Any]) -> tuple[int, bool]:
     return sum(done), all(done)
 
 
+def rows_of(folder: Path) -> list[tuple[str, str | None]]:
+    """A table's rows by name, with what was trained for them."""
+    rows = json.loads((folder / "result.json").read_text())["rows"]
+    return [(row["name"], row.get("trained")) for row in rows]
+
+
 def put_together(step: Step, results: Path, wanted: Mapping[str, Any]) -> tuple[int, str]:
     """Run a table's command; its result takes the place of one that has no more rows done. The exit status, and what came of it.
 
-    One with all its rows is asked for what is finished here alone: its runs may lie elsewhere.
+    The rows of a result stay where their runs lie elsewhere; one with all its rows is asked for what is finished here alone.
     """
     there = results / step.name
     before, whole = rows_done(there, wanted)
     with tempfile.TemporaryDirectory() as scratch:
         new = Path(scratch) / step.name
+        if before:
+            shutil.copytree(there, new)
         only_finished = ["--no-train"] if whole and "--no-train" not in step.arguments else []
         command = [sys.executable, "-m", "alignlab", *step.arguments, *only_finished, "--out", str(new)]
         status = subprocess.run(command, check=False).returncode
         after, _ = rows_done(new, wanted)
         if status:
             return status, "failed"
-        if after < before:
-            return 0, f"kept: {before} of its rows are done, and {after} of their runs lie here"
+        if after < before or (before and rows_of(new) == rows_of(there)):
+            return 0, f"kept: {before} of its rows are done, and no other run lies here"
         if after == 0:
             return 0, "left out: none of its runs is finished"
         shutil.rmtree(there, ignore_errors=True)
@@ -259,6 +267,7 @@ def plan(lab: Lab, runs: Path, n: int, seed: int, accumulate: int | None, device
         "weights": list(weights.values()),
         "data": sorted({source for one in plans for source in one["data"]}),
         "data_missing": sorted({text for one in plans for text in one["data_missing"]}),
+        "dtype": plans[0]["dtype"],
         "rate_tflops": plans[0]["rate_tflops"],
         "rate_of": plans[0]["rate_of"],
         "formulas": list(dict.fromkeys(text for one in plans for text in one["formulas"])),

@@ -97,9 +97,11 @@ def plan(lab: Lab, found: Sequence[Place], parts: int, device: str | None) -> di
     from alignlab.captioning import estimate, table4
     from alignlab.cli.reproduce import PLAN_SCHEMA, plain_needs
     from alignlab.data.named import NAMED
+    from alignlab.models.weights import work_dtype
     from alignlab.restoration.estimate import matmul_rate, missing_data, seconds
 
-    rate = None if device is None else matmul_rate(device)
+    dtype = "bfloat16" if device is None else work_dtype("auto", device)
+    rate = None if device is None else matmul_rate(device, dtype)
     rows: list[dict[str, Any]] = []
     for place in found:
         one, named = place.row.experiment, NAMED.get(place.row.align_on.partition(":")[0])
@@ -117,7 +119,7 @@ def plan(lab: Lab, found: Sequence[Place], parts: int, device: str | None) -> di
             "memory_gb": None,
             "hours_left": 0.0 if place.state == "done" else None,
         }
-        if (cost := estimate.cost(one, parts)) is not None:
+        if (cost := estimate.cost(one, parts, dtype)) is not None:
             align = estimate.alignment_flop(place.row.encoder, one.design.llm, named.items if named else 0)
             row |= {"tflop": (cost.train + cost.measure + align) / 1e12, "memory_gb": cost.memory / 1e9}
             measure = (0.0 if place.captioned else cost.measure) + (0.0 if place.aligned else align)
@@ -141,6 +143,7 @@ def plan(lab: Lab, found: Sequence[Place], parts: int, device: str | None) -> di
         "data_missing": missing_data(sources),
         "rate_tflops": None if rate is None else rate / 1e12,
         "rate_of": device or "the paper's GPUs",
+        "dtype": dtype,
         "formulas": list(estimate.FORMULAS),
     }
 

@@ -22,8 +22,9 @@ from alignlab.data.degradations import TASKS
 from alignlab.files import write_tensors
 from alignlab.restoration import design, experiment
 from alignlab.restoration.coordinates import POSITION, WHITENED
+from alignlab.restoration.earlier import Earlier
 from alignlab.restoration.evaluation import difference
-from alignlab.restoration.experiment import RESULT, Experiment, TestSet, evaluate_on, open_test
+from alignlab.restoration.experiment import RESULT, TEST_SEED, Experiment, TestSet, evaluate_on, open_test
 from alignlab.restoration.fit import named_data
 from alignlab.restoration.targets import Lab, Row, Target
 from alignlab.training import in_turn, processes
@@ -87,7 +88,7 @@ def standing(one: Experiment, where: Path) -> Standing:
             "held out": not one.test,
         }
         about = {key: identity["about"][key] for key in ours}
-        same = identity["recipe"] == _plain(asdict(one.recipe)) and about == _plain(ours)
+        same = _recipe(identity["recipe"]) == _recipe(_plain(asdict(one.recipe))) and about == _plain(ours)
     except Exception:  # whatever is wrong with that file, it is not this run's
         same, steps = False, 0
     return Standing("partly", steps) if same else Standing("another run")
@@ -148,7 +149,12 @@ def _same(found: dict[str, Any], one: Experiment, longer: bool = False) -> bool:
     same = all(found.get(key) == [named_data(source) for source in sources] for key, sources in sets.items())
     same = same and found.get("design") == _plain(one.design.plain())
     same = same and (found.get("crops"), found.get("n")) == (one.crops, one.n)
-    return same and (longer or found.get("recipe") == _plain(asdict(one.recipe)))
+    return same and (longer or _recipe(found["recipe"]) == _recipe(_plain(asdict(one.recipe))))
+
+
+def _recipe(plain: dict[str, Any]) -> dict[str, Any]:
+    """Without the type of its numbers, which is the machine's: bfloat16 where it is quick in it."""
+    return {name: value for name, value in plain.items() if name != "dtype"}
 
 
 def longest(one: Experiment, runs: Path) -> Path | None:
@@ -212,12 +218,20 @@ def perform(place: Place, *, device: str = "cpu", accumulate: int = 1) -> None:
         experiment.run(place.row.experiment, place.where, device=device, accumulate=accumulate)
 
 
-def gather(what: Target, found: list[Place]) -> list[dict[str, Any]]:
-    """The rows as plain values: what their runs' files say, or that they are missing. Nothing is measured here.
+def gather(
+    what: Target, found: list[Place], earlier: Earlier | None = None, *, take_longest: bool = False
+) -> list[dict[str, Any]]:
+    """The rows as plain values: what their runs' files say, else what `earlier` has of the same experiment, or that they are
+    missing. With `take_longest` an earlier row that saw more images stays. Nothing is measured here.
 
     ValueError where two runs' encoders, or the language models of two, have one name and are not the same.
     """
-    rows = [_row(place) for place in found]
+    rows = []
+    for place in found:
+        row, before = _row(place), None if earlier is None else earlier.rows.get(place.row.name)
+        longer = take_longest and before is not None and before["images"] > row.get("images", 0)
+        kept = before is not None and (longer or row["status"] != "done") and _is_row(before, place, longer)
+        rows.append({**row, **before} if kept and before is not None else row)
     for part in ("encoder", "llm"):
         seen: dict[str, tuple[str, str]] = {}
         for row in rows:
@@ -261,6 +275,20 @@ def _row(place: Place) -> dict[str, Any]:
     }
 
 
+def _is_row(row: dict[str, Any], place: Place, longer: bool) -> bool:
+    """Whether an earlier row is of the place's experiment, or, where `longer`, of its design by any recipe."""
+    one, tests = place.row.experiment, _tests(place.row.experiment)
+    try:
+        measured = [(e["data"]["fingerprint"], e["n"], e["seed"], e["strength"]) for e in row["evaluations"]]
+        same = row["design"] == _plain(one.design.plain()) and row["task"] == place.row.task
+        same = same and row["data"] == [named_data(source) for source in one.data]
+        same = same and (longer or _recipe(row["recipe"]) == _recipe(_plain(asdict(one.recipe))))
+        _check_sound({**row, "learnt": row})
+    except (KeyError, TypeError, ValueError):
+        return False
+    return bool(same and measured == [(test.data.fingerprint, len(test), TEST_SEED, None) for test in tests])
+
+
 def _finite(x: float) -> float | None:
     """None for inf, which JSON does not have."""
     return x if math.isfinite(x) else None
@@ -292,6 +320,12 @@ def readings(what: Target, rows: list[dict[str, Any]]) -> list[str]:
     for a, b in what.pairs:
         if a in by_name and b in by_name:
             said += _versus(by_name[a], by_name[b])
+    types: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] == "done":
+            types.setdefault(str(row["recipe"]["dtype"]), []).append(row["name"])
+    if len(types) > 1:
+        said.append("; ".join(f"computed in {dtype}: {', '.join(names)}" for dtype, names in types.items()))
     return said
 
 
@@ -333,24 +367,41 @@ def _each(found: dict[str, Any]) -> tuple[Tensor, Tensor]:
 # --- pictures ---
 
 
-def grids(what: Target, found: list[Place], *, device: str = "cpu") -> dict[str, dict[str, Tensor]]:
+def grids(
+    what: Target,
+    found: list[Place],
+    rows: list[dict[str, Any]] | None = None,
+    earlier: Earlier | None = None,
+    *,
+    device: str = "cpu",
+) -> dict[str, dict[str, Tensor]]:
     """Task and set -> label -> `[N, 3, H, W]`: what was given, what encoders and decoders alone make of it, what every
-    finished row made of it, the truth. The pictures are the first of the test set, degraded as in evaluation.
+    finished row made of it, the truth. The pictures are the first of the test set, degraded as in evaluation; those of
+    `rows` that were kept from `earlier` are from there.
     """
     made: dict[str, dict[str, Tensor]] = {}
     truths: dict[str, Tensor] = {}
-    for place in found:
-        result = _result(place.where)
-        if place.standing.state != "done" or result is None:
+    for place, row in zip(found, rows or gather(what, found), strict=True):
+        if row["status"] != "done":
             continue
+        encoder = f"{str(row['design']['encoder']).removesuffix(POSITION)} alone"  # a position code is not decoded
         for test in _tests(place.row.experiment):
-            rows = _pictures(place, result, test, device)
             key = _slug(f"{place.row.task}-{test.data.name}")
-            grid = made.setdefault(key, {"given": rows["given"]})
-            encoder = str(place.row.experiment.design.plain()["encoder"])
-            grid.setdefault(f"{encoder.removesuffix(POSITION)} alone", rows["alone"])  # a position code is not decoded
-            grid[place.row.name] = rows["restored"]
-            truths.setdefault(key, rows["truth"])
+            if (result := _result(place.where)) is not None and row["trained"] == trained.checkpoint(place.where):
+                shown = _pictures(place, result, test, device)
+            elif (
+                earlier is not None and {"given", encoder, row["name"], "truth"} <= earlier.pictures.get(key, {}).keys()
+            ):
+                before = earlier.pictures[key]
+                shown = dict(
+                    zip(KEPT, (before[label] for label in ("given", encoder, row["name"], "truth")), strict=True)
+                )
+            else:
+                continue
+            grid = made.setdefault(key, {"given": shown["given"]})
+            grid.setdefault(encoder, shown["alone"])
+            grid[row["name"]] = shown["restored"]
+            truths.setdefault(key, shown["truth"])
     return {key: {**grid, "truth": truths[key]} for key, grid in made.items()}
 
 

@@ -49,7 +49,7 @@ def nothing_loads(monkeypatch):
 
     monkeypatch.setattr(vision, "load_vision", refuse)
     monkeypatch.setattr(llm_load, "load", refuse)
-    monkeypatch.setattr(estimate, "matmul_rate", lambda device: 1e11)
+    monkeypatch.setattr(estimate, "matmul_rate", lambda device, dtype: 1e11)
 
 
 @pytest.mark.parametrize("lab", LABS)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import torch
 
 from alignlab import paper, training
+from alignlab.cli import reproduce
+from alignlab.data import to_tensor
 from alignlab.models.catalogue import BY_NAME
 from alignlab.restoration import estimate, reproduction
 from alignlab.restoration.fit import RECIPE
 from alignlab.restoration.reproduction import gather, grids, longest, perform, places, readings, standing
 from alignlab.restoration.targets import EMBEDDED, LABS, PAPER, TARGETS, Lab, target
+from alignlab.sheets import cut_sheet
 from alignlab.trained import ADAPTERS
 
 
@@ -153,6 +158,24 @@ def test_a_whole_table(table3):
     assert abs(rows[0]["evaluations"][0]["gain"]["psnr"]["mean"]) < 0.5
 
 
+def test_a_run_in_another_type_of_number_is_the_row_and_said(table3, lab, tmp_path):
+    """What a machine is quick in makes no other experiment; a table whose rows differ in it says so."""
+    what, found, _ = table3
+    for place in found:
+        shutil.copytree(place.where, tmp_path / place.where.name)
+    path = tmp_path / found[0].where.name / "result.json"
+    result = json.loads(path.read_text())
+    here = result["recipe"]["dtype"]
+    other = "float32" if here == "bfloat16" else "bfloat16"
+    path.write_text(json.dumps({**result, "recipe": {**result["recipe"], "dtype": other}}))
+    again = places(what, lab, tmp_path)
+    assert {place.standing.state for place in again} == {"done"}
+    assert not any("computed in" in line for line in readings(what, gather(what, found)))
+    (line,) = [line for line in readings(what, gather(what, again)) if "computed in" in line]
+    assert f"computed in {other}: denoise/linear; " in line
+    assert f"computed in {here}: denoise/mlp, " in line
+
+
 def test_finished_runs_are_read_not_repeated(table3, lab, monkeypatch):
     what, found, runs = table3
     before = {place.where: (place.where / ADAPTERS).stat().st_mtime_ns for place in found}
@@ -174,6 +197,65 @@ def test_pictures_of_all_arms_side_by_side(table3, monkeypatch):
     monkeypatch.setattr(reproduction.design, "load", None)  # kept beside the runs
     again = grids(what, found)
     assert all((again[key][label] == images).all() for key, grid in first.items() for label, images in grid.items())
+
+
+def test_rows_of_an_earlier_result_stay_where_their_runs_are_gone(tmp_path, table3, lab, capsys):
+    """As on another machine, or after the folder of runs was cleared."""
+    what, found, _ = table3
+    few = [place for place in found if place.row.name in ("denoise/linear", "denoise/mlp")]
+    first = tmp_path / "first"
+    for place in few:
+        shutil.copytree(place.where, first / place.where.name)
+    config = {"data": [], "test": [], "n": 4, "longest": False, "device": "cpu"}
+    out = tmp_path / "out"
+
+    def table(folder, of=what):
+        rows = reproduce.result(of, lab, places(of, lab, folder), config, out)
+        (out / "result.json").write_text(json.dumps(rows))
+        return rows
+
+    out.mkdir()
+    before = table(first)
+    done = {row["name"]: row for row in before["rows"] if row["status"] == "done"}
+    assert set(done) == {"denoise/linear", "denoise/mlp"}
+    assert "kept" not in capsys.readouterr().err
+
+    second = tmp_path / "second"
+    shutil.copytree(found[3].where, second / found[3].where.name)  # denoise/lm4lv
+    after = table(second)
+    assert {row["name"] for row in after["rows"] if row["status"] == "done"} == {*done, "denoise/lm4lv"}
+    assert all(row == done[row["name"]] for row in after["rows"] if row["name"] in done)
+    told = capsys.readouterr().err
+    assert "result.json, as no such run is under --runs: denoise/linear, denoise/mlp" in told
+    (sheet,) = after["sheets"]
+    assert sheet["rows"] == ["given", "small-mae alone", "denoise/linear", "denoise/mlp", "denoise/lm4lv", "truth"]
+    whole = cut_sheet(out / sheet["file"], sheet)
+    theirs = grids(what, found)["denoise-pictures"]
+    for label in sheet["rows"]:
+        ours = torch.stack([to_tensor(picture) for picture in whole[label]])
+        assert (ours - theirs[label]).abs().max() < 1 / 255, label
+
+    # Those of another experiment do not stay, nor those of a test set of another length.
+    assert all(
+        row["status"] == "missing" for row in table(tmp_path / "none", target("table3", lab, images=16, n=4))["rows"]
+    )
+    table(second)
+    fewer = target("table3", lab, n=3)
+    assert {row["status"] for row in table(tmp_path / "none", fewer)["rows"]} == {"missing"}
+
+
+def test_an_earlier_result_that_is_damaged_is_not_lost_without_a_word(tmp_path, lab):
+    what = target("fig6", lab, n=4)
+    (tmp_path / "result.json").write_text('{"schema": "alignlab.reproduce/1", "target": "fig6", "laboratory": "own"}')
+    config = {"data": [], "test": [], "n": 4, "longest": False, "device": "cpu"}
+    assert lab.name != "own"
+    reproduce.result(
+        what, lab, places(what, lab, tmp_path / "runs"), config, tmp_path
+    )  # of another laboratory: not its own
+    damaged = {"schema": "alignlab.reproduce/1", "target": "fig6", "laboratory": lab.name, "rows": 3}
+    (tmp_path / "result.json").write_text(json.dumps(damaged))
+    with pytest.raises(ValueError, match="is damaged, and its rows cannot be kept"):
+        reproduce.result(what, lab, places(what, lab, tmp_path / "runs"), config, tmp_path)
 
 
 def test_an_interrupted_run_goes_on_and_what_is_not_done_is_missing(tmp_path, lab, monkeypatch):
@@ -269,7 +351,7 @@ def test_estimates():
     assert by_name["random-weights"] == by_name["smollm2"]
     linear, mlp, _, lm4lv, *_ = (estimate.cost(row.experiment) for row in target("table3", EMBEDDED).rows)
     assert linear.train < mlp.train < lm4lv.train / 10
-    assert math.isfinite(estimate.matmul_rate("cpu", 0.01))
+    assert math.isfinite(estimate.matmul_rate("cpu", "float32", 0.01))
 
 
 def test_models_outside_the_catalogue_have_no_estimate(lab):
