@@ -58,6 +58,10 @@ def test_the_figures_are_those_of_the_result_files():
         f"{arms['step']['tokens_a_second']:.0f} in training, {arms['generate']['tokens_a_second']:.0f} in generation; "
         f"{arms['step']['peak_memory_bytes'] / 1e9:.2f} and {arms['generate']['peak_memory_bytes'] / 1e9:.2f} GB",
     ]
+    dtypes = result("dtypes")
+    assert (dtypes["auto"], dtypes["instructions"], dtypes["environment"]["threads"]) == ("float32", "AVX2", 1)
+    products, step = dtypes["ratios"].values()
+    assert found["dtypes.py"] == [f"{products:.0f} and {step:.1f} times as fast"]
     cut = result("tokenizer")["sets"].values()
     alike, captions = (sum(one[key] for one in cut) for key in ("identical", "captions"))
     assert found["tokenizer.py"] == [f"{alike:,} of {captions:,} alike"]
