@@ -13,6 +13,7 @@ from typing import Any
 from alignlab.data.dataset import Bad, Entry
 from alignlab.data.entries import Opened, captions_of, one_line
 from alignlab.data.images import read_file
+from alignlab.data.streamed import load_streamed, sliced
 from alignlab.errors import causes
 
 _CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
@@ -73,6 +74,8 @@ def _rows(name: str, split: str, source: str, instead: str) -> tuple[Any, str]:
         reason = None if os.path.isdir(os.path.expanduser(name)) else _not_given(error)
         if reason:
             raise RuntimeError(f"{source}: {reason}, or {instead}") from error
+        if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
+            error = error.__cause__  # itself it says no more than that there was one
         raise ValueError(f"{source}: cannot be loaded: {one_line(error)}") from error
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded, split or str(loaded.split or "")
@@ -133,6 +136,10 @@ def _load(name: str, split: str) -> Any:
     if os.path.isdir(folder):
         return datasets.load_dataset(folder, split=split or None)
     repository, _, revision = name.partition("@")
+    if asked := sliced(split):
+        part = load_streamed(repository, revision, *asked)
+        if part is not None:
+            return part
     return datasets.load_dataset(repository, revision=revision or None, split=split or None)
 
 

@@ -58,7 +58,8 @@ def load_dataset(
               text), `caption_1`, `caption_2`, ...; rows with the same image are several captions of it;
             * WebDataset shards, `"x.tar"`, `"x-{000..015}.tar"` or a folder of `.tar` files: an image and a `.txt` (or `.caption`,
               or a `.json` with `caption`, `captions` or `text`; its other keys become `meta`) of one name. Nothing is unpacked;
-            * `"hf:NAME[@REVISION][:SPLIT]"` on the Hugging Face hub, or with a local folder for NAME.
+            * `"hf:NAME[@REVISION][:SPLIT]"` on the Hugging Face hub, or with a local folder for NAME. Of a SPLIT as
+              `train[:1000]` those rows alone are fetched, as they stream, and kept; of any other, all of it.
         n: the first n items only (with `skip_bad`: the first n good ones).
         skip_bad: leave out what cannot be used (a line that cannot be parsed, a missing or empty caption, an
             image that is missing or cannot be decoded) and list it in `.skipped`. Images are then decoded

@@ -590,6 +590,81 @@ def test_hub_name_revision_and_split_are_passed_on(hub: Any, folder: Path, monke
     assert asked == [("minhuh/prh", {"revision": "wit_1024", "split": "train"})]
 
 
+@pytest.fixture
+def far(hub: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub whose `someone/squares` is a folder of Parquet files here; downloading it whole is an error."""
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "home"))
+    place = tmp_path / "far"
+    place.mkdir()
+    rows = table(hub, folder, text=["red", "lime", "blue"])
+    for at in range(3):
+        part = rows.select([at]).map(lambda row: row, features=rows.features)
+        part.to_parquet(place / f"train-{at:05d}-of-00003.parquet")
+    build = hub.load_dataset_builder
+
+    def builder(name: str, revision: str | None = None) -> Any:
+        assert name == "someone/squares"
+        if not place.is_dir():
+            raise ConnectionError("no route")
+        return build(str(place))
+
+    def load(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the split was downloaded")
+
+    monkeypatch.setattr(hub, "load_dataset_builder", builder)
+    monkeypatch.setattr(hub, "load_dataset", load)
+    return place
+
+
+def test_a_slice_of_the_hub_is_streamed_and_kept(far: Path, folder: Path) -> None:
+    (far / "train-00002-of-00003.parquet").write_bytes(b"never read")
+    ds = load_dataset("hf:someone/squares:train[:2]")
+    assert (ds.name, ds.captions) == ("hf:someone/squares:train[:2]", [("red",), ("lime",)])
+    assert ds[1].image.getpixel((0, 0)) == (0, 255, 0)
+    write_jsonl(
+        folder / "same.jsonl", *({"image": n, "caption": c} for n, c in zip(COLOURS, ["red", "lime"], strict=False))
+    )
+    assert load_dataset(folder / "same.jsonl").fingerprint == ds.fingerprint  # the bytes are those of the files
+    assert load_dataset("hf:someone/squares:train[1:2]").captions == [("lime",)]
+    assert len(load_dataset("hf:someone/squares:train[0:1]")) == 1
+    far.rename(far.with_name("gone"))
+    assert load_dataset("hf:someone/squares:train[:2]").fingerprint == ds.fingerprint
+    for other in ("train[:3]", "test[:2]"):
+        with pytest.raises(RuntimeError, match="the hub cannot be reached"):
+            load_dataset(f"hf:someone/squares:{other}")
+
+
+def test_a_slice_longer_than_its_split_is_the_split(far: Path) -> None:
+    assert load_dataset("hf:someone/squares:train[1:100]").captions == [("lime",), ("blue",)]
+
+
+def test_a_slice_that_broke_off_is_not_kept(far: Path, tmp_path: Path) -> None:
+    last = far / "train-00002-of-00003.parquet"
+    whole = last.read_bytes()
+    last.write_bytes(b"cut")
+    assert "cannot be loaded" in refusal("hf:someone/squares:train[:3]")
+    assert [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()] == [".train-0-3.lock"]
+    last.write_bytes(whole)
+    assert len(load_dataset("hf:someone/squares:train[:3]")) == 3
+
+
+def test_a_slice_of_a_split_that_is_not_there(far: Path) -> None:
+    assert "cannot be loaded: Bad split: nope" in refusal("hf:someone/squares:nope[:2]")
+
+
+def test_a_slice_of_images_in_files_of_their_own(
+    hub: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "home"))
+    write_jsonl(folder / "metadata.jsonl", *({"file_name": x["image"], "text": x["caption"]} for x in ABC))
+    whole = load_dataset(f"hf:{folder}")
+    build = hub.load_dataset_builder
+    monkeypatch.setattr(hub, "load_dataset_builder", lambda name, revision=None: build(str(folder)))
+    part = load_dataset("hf:someone/files:train[:2]")
+    assert part.captions == whole.captions[:2]
+    assert [item.image.tobytes() for item in part] == [item.image.tobytes() for item in list(whole)[:2]]
+
+
 def test_hub_other_failures_are_one_line(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> Any:
         raise RuntimeError("Config name is missing.\nPlease pick one among\n  ['a', 'b']")
