@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from alignlab.restoration.earlier import Earlier
     from alignlab.restoration.estimate import Need
     from alignlab.restoration.reproduction import Place
     from alignlab.restoration.targets import Lab, Target
@@ -53,8 +55,8 @@ def reproduce(
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     out: Path | None = typer.Option(
         None,
-        help="Folder for result.json and pictures (default runs/reproduce-TARGET-TIME); rows of the same experiments that it "
-        "holds already stay where their runs lie elsewhere.",
+        help="Folder for result.json and pictures (default runs/reproduce-TARGET-TIME); what it holds "
+        "already of the same experiments is kept, not trained again.",
     ),
     json_file: Path | None = typer.Option(None, "--json", help="Write the result, or the plan, to this file too."),
 ) -> None:
@@ -67,7 +69,7 @@ def reproduce(
     Example: alignlab reproduce table3 --lab embedded --dry-run
     """
     from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
-    from alignlab.restoration import reproduction, targets
+    from alignlab.restoration import earlier, reproduction, targets
     from alignlab.restoration.estimate import needs
     from alignlab.training import processes
 
@@ -106,16 +108,17 @@ def reproduce(
     )
     where = runs or Path("runs") / "reproduce" / lab
     parts = accumulate or laboratory.accumulate
-    found = reproduction.places(what, laboratory, where, take_longest=longest)
+    before = earlier.Earlier() if out is None else earlier.read(out, SCHEMA, target, known_as(laboratory, data, test))
+    found = reproduction.places(what, laboratory, where, before, take_longest=longest)
     if dry_run:
         described = plan(what, laboratory, found, parts, None if lab == "paper" else pick_device(device))
         if json_file is not None:
             write_json(json_file, described)
         show_plan(console(), described)
         return
-    if not no_train and any(place.standing.state != "done" for place in found):
+    todo = [place.row.experiment for place in found if place.is_open]
+    if todo and not no_train:
         reproduction.refuse_others(found)
-        todo = [place.row.experiment for place in found if place.standing.state != "done"]
         sources = tuple(dict.fromkeys(source for one in todo for source in (*one.data, *one.test)))
         refuse_what_cannot_run(lab, needs([one.design for one in todo]), sources, device)
     chosen = pick_device(device)
@@ -126,10 +129,10 @@ def reproduce(
             check_writable(json_file.absolute().parent, "--json")
     if not no_train:
         for number, place in enumerate(found, 1):
-            if first and place.standing.state != "done":
+            if first and place.is_open:
                 typer.echo(f"run {number} of {len(found)}: {place.row.name} -> {place.where}", err=True)
             reproduction.perform(place, device=chosen, accumulate=parts)
-        found = reproduction.places(what, laboratory, where, take_longest=longest)
+        found = reproduction.places(what, laboratory, where, before, take_longest=longest)
     if not first:
         return
     config = {
@@ -144,7 +147,7 @@ def reproduce(
         },
         **{"data": data, "test": test, "accumulate": parts, "seed": seed, "device": chosen},
     }
-    described = result(what, laboratory, found, config, folder)
+    described = result(what, laboratory, found, config, folder, before)
     write_json(folder / "result.json", described)
     if json_file is not None:
         write_json(json_file, described)
@@ -194,15 +197,15 @@ def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | N
             "design": one.design.plain(),
             "images": one.images_seen,
             "steps": one.recipe.steps,
-            "state": state.state,
+            "state": place.state,
             "steps_done": state.steps,
             "tflop": None,
             "memory_gb": None,
-            "hours_left": 0.0 if state.state == "done" else None,
+            "hours_left": None if place.is_open else 0.0,
         }
         if (cost := estimate.cost(one, parts, dtype)) is not None:
             row |= {"tflop": (cost.train + cost.measure) / 1e12, "memory_gb": cost.memory / 1e9}
-            if state.state != "done":
+            if place.is_open:
                 row["hours_left"] = estimate.seconds(cost, 1 - state.steps / one.recipe.steps, rate) / 3600
         rows.append(row)
     experiments = [place.row.experiment for place in found]
@@ -310,24 +313,34 @@ def time_left(hours: float | None) -> str:
     return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"
 
 
-def result(what: Target, lab: Lab, found: list[Place], config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Put together what the finished runs say, and write the grids of pictures to `folder`."""
+def known_as(lab: Lab, data: Sequence[str], test: Sequence[str]) -> str:
+    """The laboratory of a result: "own" where it learnt from or was measured on other sets than the laboratory's."""
+    own = {source.partition(":")[0] for source in (*data, *test)} - {*lab.data, *lab.test}
+    return "own" if own else lab.name
+
+
+def result(
+    what: Target,
+    lab: Lab,
+    found: list[Place],
+    config: dict[str, Any],
+    folder: Path,
+    before: Earlier | None = None,
+) -> dict[str, Any]:
+    """Put together what the finished runs say, and write the grids of pictures to `folder`; `before` is the earlier result
+    of which rows may be kept.
+    """
     from alignlab import paper
     from alignlab.provenance import environment, shown
-    from alignlab.restoration import earlier, reproduction
+    from alignlab.restoration import reproduction
     from alignlab.restoration.pictures import save_grid
     from alignlab.sheets import save_sheet
 
-    own = {source.partition(":")[0] for source in (*config["data"], *config["test"])} - {*lab.data, *lab.test}
-    laboratory = "own" if own else lab.name
-    before = earlier.read(folder, SCHEMA, what.name, laboratory)
-    rows = reproduction.gather(what, found, before, take_longest=config["longest"])
-    here = reproduction.gather(what, found)
-    kept = [row["name"] for row, ours in zip(rows, here, strict=True) if row.get("trained") != ours.get("trained")]
-    if kept:
+    rows = reproduction.gather(what, found)
+    if kept := [place.row.name for place in found if place.kept is not None]:
         typer.echo(f"kept from {folder / 'result.json'}, as no such run is under --runs: {', '.join(kept)}", err=True)
     pictures, sheets = [], []
-    for name, grid in reproduction.grids(what, found, rows, before, device=config["device"]).items():
+    for name, grid in reproduction.grids(what, found, before, device=config["device"]).items():
         save_grid(grid, folder / f"{name}.jpg", f"{what.title} ({lab.name} laboratory)")
         pictures.append(f"{name}.jpg")
         sheets.append({"title": name, **save_sheet(grid, folder / f"{name}-sheet.png")})
@@ -336,7 +349,7 @@ def result(what: Target, lab: Lab, found: list[Place], config: dict[str, Any], f
         "schema": SCHEMA,
         "target": what.name,
         "title": what.title,
-        "laboratory": laboratory,
+        "laboratory": known_as(lab, config["data"], config["test"]),
         "budget": {"images": budgets, "one_for_all": not what.own_budgets, "n": config["n"]},
         "rows": rows,
         "missing": [row["name"] for row in rows if row["status"] != "done"],

@@ -189,7 +189,7 @@ def reproduce_all(
     results = folder / "results"
     where = runs or Path("runs") / "reproduce" / lab.name
     if dry_run:
-        described = plan(lab, where, n, seed, accumulate, None if lab.name == "paper" else pick_device(device))
+        described = plan(lab, results, where, n, seed, accumulate, None if lab.name == "paper" else pick_device(device))
         if json_file is not None:
             write_json(json_file, described)
         show_plan(console(), described)
@@ -233,24 +233,33 @@ def reproduce_all(
 # --- the plan ---
 
 
-def plan(lab: Lab, runs: Path, n: int, seed: int, accumulate: int | None, device: str | None) -> dict[str, Any]:
-    """All targets' runs, each once, with what they need together."""
+def plan(
+    lab: Lab, results: Path, runs: Path, n: int, seed: int, accumulate: int | None, device: str | None
+) -> dict[str, Any]:
+    """All targets' runs, each once, with what they need together; rows that `results` holds are kept."""
     from alignlab.captioning import table4
     from alignlab.cli import reproduce, reproduce_table4
-    from alignlab.restoration import reproduction, targets
+    from alignlab.restoration import earlier, reproduction, targets
 
     parts = accumulate or lab.accumulate
     plans = []
     for name in targets.TARGETS:
         what = targets.target(name, lab, n=n, seed=seed)
-        plans.append(reproduce.plan(what, lab, reproduction.places(what, lab, runs), parts, device))
+        before = earlier.read(results / name, reproduce.SCHEMA, name, lab.name)
+        found = reproduction.places(what, lab, runs, before, take_longest=what.own_budgets)
+        plans.append(reproduce.plan(what, lab, found, parts, device))
     laboratory = table4.open_lab(lab.name)
     rows4 = table4.table(laboratory, n=n, seed=seed)
     plans.append(reproduce_table4.plan(laboratory, table4.places(rows4, laboratory, runs), parts, device))
+    if rows_done(results / reproduce.TABLE4, {"lab": lab.name, "n": n, "seed": seed})[1]:
+        for row in plans[-1]["rows"]:
+            row |= {"state": "kept", "hours_left": 0.0}
     rows: dict[str, dict[str, Any]] = {}
     for one in plans:
         for row in one["rows"]:
             known = rows.setdefault(row["run"], {**row, "targets": []})
+            if known["state"] == "kept":  # there, and maybe not here
+                known |= row
             known["targets"].append(one["target"])
     weights = {need["name"]: need for one in plans for need in one["weights"]}
     return {

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -172,16 +172,31 @@ def _results(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Place:
-    """A row, the folder of its run, and how far that is."""
+    """A row, the folder of its run, how far that is, and the row of an earlier result that stands in the run's stead."""
 
     row: Row
     where: Path
     standing: Standing
+    kept: dict[str, Any] | None = None
+
+    @property
+    def state(self) -> str:
+        """As its run's, or "kept"."""
+        return self.standing.state if self.kept is None else "kept"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to train or measure."""
+        return self.state not in ("done", "kept")
 
 
-def places(what: Target, lab: Lab, runs: Path, *, take_longest: bool = False) -> list[Place]:
-    """Where each row's run lies. With `take_longest` a finished run of the same design that saw more takes a row's place;
-    ValueError for a target whose rows are compared with each other.
+def places(
+    what: Target, lab: Lab, runs: Path, earlier: Earlier | None = None, *, take_longest: bool = False
+) -> list[Place]:
+    """Where each row's run lies. A row that `earlier` has of the same experiment is kept where its run is not finished here.
+
+    With `take_longest` a finished run of the same design, or an earlier row, that saw more takes a row's place; ValueError for
+    a target whose rows are compared with each other.
     """
     if take_longest and not what.own_budgets:
         raise ValueError(
@@ -192,14 +207,24 @@ def places(what: Target, lab: Lab, runs: Path, *, take_longest: bool = False) ->
         longer = longest(row.experiment, runs) if take_longest else None
         where = longer or runs / folder(row.experiment, lab)
         done = Standing("done", row.experiment.recipe.steps)
-        found.append(Place(row, where, done if longer else standing(row.experiment, where)))
+        place = Place(row, where, done if longer else standing(row.experiment, where))
+        before = None if earlier is None else earlier.rows.get(row.name)
+        found.append(place if before is None else _kept(place, before, take_longest))
     return found
+
+
+def _kept(place: Place, before: dict[str, Any], take_longest: bool) -> Place:
+    """The place with the earlier row, where that stands in it."""
+    here = _row(place)
+    longer = take_longest and before["images"] > here.get("images", 0)
+    stands = (longer or here["status"] != "done") and _is_row(before, place, longer)
+    return replace(place, kept=before) if stands else place
 
 
 def refuse_others(found: list[Place]) -> None:
     """ValueError where another run lies in the folder of one that is still to be trained."""
     for place in found:
-        if place.standing.state == "another run":
+        if place.state == "another run":
             raise ValueError(
                 f"{place.where} holds another run than {place.row.name}'s (its models, data or recipe differ), or a damaged "
                 "one; delete it, or choose another --runs folder"
@@ -212,26 +237,19 @@ def perform(place: Place, *, device: str = "cpu", accumulate: int = 1) -> None:
     Errors as `experiment.run`.
     """
     among = processes(device)
-    if among.share(place.standing.state) == "done":  # another command may have finished it between two processes' looks
+    if not among.share(place.is_open):  # another command may have finished it between two processes' looks
         return
     with in_turn(place.where, among):
         experiment.run(place.row.experiment, place.where, device=device, accumulate=accumulate)
 
 
-def gather(
-    what: Target, found: list[Place], earlier: Earlier | None = None, *, take_longest: bool = False
-) -> list[dict[str, Any]]:
-    """The rows as plain values: what their runs' files say, else what `earlier` has of the same experiment, or that they are
-    missing. With `take_longest` an earlier row that saw more images stays. Nothing is measured here.
+def gather(what: Target, found: list[Place]) -> list[dict[str, Any]]:
+    """The rows as plain values: what is kept of them, or their runs' files say, or that they are missing. Nothing is measured
+    here.
 
     ValueError where two runs' encoders, or the language models of two, have one name and are not the same.
     """
-    rows = []
-    for place in found:
-        row, before = _row(place), None if earlier is None else earlier.rows.get(place.row.name)
-        longer = take_longest and before is not None and before["images"] > row.get("images", 0)
-        kept = before is not None and (longer or row["status"] != "done") and _is_row(before, place, longer)
-        rows.append({**row, **before} if kept and before is not None else row)
+    rows = [_row(place) if place.kept is None else place.kept for place in found]
     for part in ("encoder", "llm"):
         seen: dict[str, tuple[str, str]] = {}
         for row in rows:
@@ -368,36 +386,29 @@ def _each(found: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def grids(
-    what: Target,
-    found: list[Place],
-    rows: list[dict[str, Any]] | None = None,
-    earlier: Earlier | None = None,
-    *,
-    device: str = "cpu",
+    what: Target, found: list[Place], earlier: Earlier | None = None, *, device: str = "cpu"
 ) -> dict[str, dict[str, Tensor]]:
     """Task and set -> label -> `[N, 3, H, W]`: what was given, what encoders and decoders alone make of it, what every
     finished row made of it, the truth. The pictures are the first of the test set, degraded as in evaluation; those of
-    `rows` that were kept from `earlier` are from there.
+    rows that are kept are from `earlier`.
     """
     made: dict[str, dict[str, Tensor]] = {}
     truths: dict[str, Tensor] = {}
-    for place, row in zip(found, rows or gather(what, found), strict=True):
+    for place, row in zip(found, gather(what, found), strict=True):
         if row["status"] != "done":
             continue
+        result = None if place.kept is not None else _result(place.where)
         encoder = f"{str(row['design']['encoder']).removesuffix(POSITION)} alone"  # a position code is not decoded
         for test in _tests(place.row.experiment):
             key = _slug(f"{place.row.task}-{test.data.name}")
-            if (result := _result(place.where)) is not None and row["trained"] == trained.checkpoint(place.where):
+            if result is not None:
                 shown = _pictures(place, result, test, device)
-            elif (
-                earlier is not None and {"given", encoder, row["name"], "truth"} <= earlier.pictures.get(key, {}).keys()
-            ):
-                before = earlier.pictures[key]
-                shown = dict(
-                    zip(KEPT, (before[label] for label in ("given", encoder, row["name"], "truth")), strict=True)
-                )
             else:
-                continue
+                before = {} if earlier is None else earlier.pictures.get(key, {})
+                labels = ("given", encoder, row["name"], "truth")
+                if not before.keys() >= set(labels):
+                    continue
+                shown = dict(zip(KEPT, (before[label] for label in labels), strict=True))
             grid = made.setdefault(key, {"given": shown["given"]})
             grid.setdefault(encoder, shown["alone"])
             grid[row["name"]] = shown["restored"]

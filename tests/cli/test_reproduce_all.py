@@ -59,6 +59,22 @@ def test_the_plan_counts_every_run_once(tmp_path, capsys):
     assert "weights: meta-llama/Llama-2-7b-chat-hf: to get" in told
 
 
+def test_the_plan_keeps_what_is_committed(tmp_path):
+    plan = tmp_path / "plan.json"
+    reports = ["--out", str(RESULTS.parent), "--runs", str(tmp_path)]
+    assert run(["reproduce", "all", "--dry-run", *reports, "--json", str(plan)]) == 0
+    found = {row["run"]: row for row in json.loads(plan.read_text())["rows"]}
+    committed: dict[str, set[str]] = {}
+    for name in targets.TARGETS:
+        for row in json.loads((RESULTS / name / "result.json").read_text())["rows"]:
+            committed.setdefault(row["run"], set()).add(row["status"])
+    assert committed.keys() < found.keys()  # table4's too
+    for name, states in committed.items():
+        assert found[name]["state"] == ("kept" if states == {"done"} else "to do"), name
+        assert (found[name]["hours_left"] == 0) == (states == {"done"})
+    assert {row["state"] for name, row in found.items() if name.startswith("caption")} == {"kept"}
+
+
 def test_a_result_of_another_command_or_version_is_not_reused(tmp_path):
     step = Step("measure-scenes", ("measure", "--encoder", "mae"), kept=True)
     folder = tmp_path / step.name

@@ -16,7 +16,7 @@ from alignlab import paper, training
 from alignlab.cli import reproduce
 from alignlab.data import to_tensor
 from alignlab.models.catalogue import BY_NAME
-from alignlab.restoration import estimate, reproduction
+from alignlab.restoration import earlier, estimate, reproduction
 from alignlab.restoration.fit import RECIPE
 from alignlab.restoration.reproduction import gather, grids, longest, perform, places, readings, standing
 from alignlab.restoration.targets import EMBEDDED, LABS, PAPER, TARGETS, Lab, target
@@ -210,7 +210,12 @@ def test_rows_of_an_earlier_result_stay_where_their_runs_are_gone(tmp_path, tabl
     out = tmp_path / "out"
 
     def table(folder, of=what):
-        rows = reproduce.result(of, lab, places(of, lab, folder), config, out)
+        before = earlier.read(out, reproduce.SCHEMA, of.name, lab.name)
+        found = places(of, lab, folder, before)
+        for place in found:  # what is kept is not trained again
+            assert (place.state == "kept") == (place.kept is not None and place.standing.state != "done")
+            assert place.is_open == (place.state == "to do")
+        rows = reproduce.result(of, lab, found, config, out, before)
         (out / "result.json").write_text(json.dumps(rows))
         return rows
 
@@ -245,17 +250,13 @@ def test_rows_of_an_earlier_result_stay_where_their_runs_are_gone(tmp_path, tabl
 
 
 def test_an_earlier_result_that_is_damaged_is_not_lost_without_a_word(tmp_path, lab):
-    what = target("fig6", lab, n=4)
-    (tmp_path / "result.json").write_text('{"schema": "alignlab.reproduce/1", "target": "fig6", "laboratory": "own"}')
-    config = {"data": [], "test": [], "n": 4, "longest": False, "device": "cpu"}
-    assert lab.name != "own"
-    reproduce.result(
-        what, lab, places(what, lab, tmp_path / "runs"), config, tmp_path
-    )  # of another laboratory: not its own
-    damaged = {"schema": "alignlab.reproduce/1", "target": "fig6", "laboratory": lab.name, "rows": 3}
-    (tmp_path / "result.json").write_text(json.dumps(damaged))
+    about = {"schema": reproduce.SCHEMA, "target": "fig6", "laboratory": lab.name}
+    for other in ({"schema": "alignlab.reproduce/2"}, {"target": "fig7"}, {"laboratory": "own"}):
+        (tmp_path / "result.json").write_text(json.dumps({**about, **other, "rows": 3}))
+        assert earlier.read(tmp_path, *about.values()) == earlier.Earlier()
+    (tmp_path / "result.json").write_text(json.dumps({**about, "rows": 3}))
     with pytest.raises(ValueError, match="is damaged, and its rows cannot be kept"):
-        reproduce.result(what, lab, places(what, lab, tmp_path / "runs"), config, tmp_path)
+        earlier.read(tmp_path, *about.values())
 
 
 def test_an_interrupted_run_goes_on_and_what_is_not_done_is_missing(tmp_path, lab, monkeypatch):
