@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from alignlab.data.images import read_file
 from alignlab.data.streamed import load_streamed, sliced
 from alignlab.errors import causes
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
 # Columns that hold captions, best first; caption_0, caption_1, ... come after them.
 _CAPTIONS = (
@@ -74,6 +76,11 @@ def _rows(name: str, split: str, source: str, instead: str) -> tuple[Any, str]:
         reason = None if os.path.isdir(os.path.expanduser(name)) else _not_given(error)
         if reason:
             raise RuntimeError(f"{source}: {reason}, or {instead}") from error
+        if number := next((link.errno for link in causes(error) if getattr(link, "errno", None) in _NO_ROOM), None):
+            told = (
+                f"{source} cannot be kept ({os.strerror(number)}); free some space or point HF_DATASETS_CACHE elsewhere"
+            )
+            raise OSError(number, told, str(datasets.config.HF_DATASETS_CACHE)) from error
         if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
             error = error.__cause__  # itself it says no more than that there was one
         raise ValueError(f"{source}: cannot be loaded: {one_line(error)}") from error

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 from PIL import Image
 
@@ -593,12 +596,11 @@ def test_hub_name_revision_and_split_are_passed_on(hub: Any, folder: Path, monke
 @pytest.fixture
 def far(hub: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hub whose `someone/squares` is a folder of Parquet files here; downloading it whole is an error."""
-    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "home"))
     place = tmp_path / "far"
     place.mkdir()
-    rows = table(hub, folder, text=["red", "lime", "blue"])
-    for at in range(3):
-        part = rows.select([at]).map(lambda row: row, features=rows.features)
+    for at, (name, text) in enumerate(zip(COLOURS, ["red", "lime", "blue"], strict=True)):
+        image = {"bytes": (folder / name).read_bytes(), "path": name}
+        part = hub.Dataset.from_dict({"image": [image], "text": [text]}).cast_column("image", hub.Image())
         part.to_parquet(place / f"train-{at:05d}-of-00003.parquet")
     build = hub.load_dataset_builder
 
@@ -643,19 +645,69 @@ def test_a_slice_that_broke_off_is_not_kept(far: Path, tmp_path: Path) -> None:
     whole = last.read_bytes()
     last.write_bytes(b"cut")
     assert "cannot be loaded" in refusal("hf:someone/squares:train[:3]")
-    assert [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()] == [".train-0-3.lock"]
+    kept = tmp_path / "hf-cache" / "slices"
+    assert [path.name for path in kept.rglob("*") if path.is_file()] == [".train-0-3.lock"]
     last.write_bytes(whole)
     assert len(load_dataset("hf:someone/squares:train[:3]")) == 3
+    (made,) = kept.rglob("train-0-3")
+    left = made.with_name(".train-0-2")  # of a run that was killed
+    left.mkdir()
+    (left / "half.arrow").touch()
+    assert len(load_dataset("hf:someone/squares:train[:2]")) == 2
+    assert {path.name for path in made.parent.iterdir() if path.is_dir()} == {"train-0-2", "train-0-3"}
+
+
+def test_a_slice_that_is_kept_writes_nothing(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a read-only disk."""
+    first = load_dataset("hf:someone/squares:train[:2]")
+    monkeypatch.setattr(filelock, "FileLock", None)
+    assert load_dataset("hf:someone/squares:train[:2]").fingerprint == first.fingerprint
+
+
+def test_a_slice_on_a_full_disk(hub: Any, far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub.arrow_writer.ArrowWriter, "write_table", write)
+    monkeypatch.setattr(hub.arrow_writer.ArrowWriter, "finalize", write)
+    with pytest.raises(OSError, match=r"cannot be kept .*; free some space or point HF_DATASETS_CACHE elsewhere"):
+        load_dataset("hf:someone/squares:train[:2]")
+
+
+def test_a_slice_that_names_files_elsewhere(hub: Any, far: Path, folder: Path, tmp_path: Path) -> None:
+    """Neither of this machine nor of another one; a pipe would never end."""
+    import pyarrow
+    import pyarrow.parquet
+
+    os.mkfifo(tmp_path / "pipe.png")
+    secret = folder / next(iter(COLOURS))
+    inside = far / "inside.png"
+    shutil.copy(secret, inside)
+    names = [
+        secret,
+        f"{far}/../{folder.name}/{secret.name}",
+        tmp_path / "pipe.png",
+        far / "gone.png",
+        "http://x/y.png",
+        inside,
+    ]
+    struct = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    features = hub.Features({"image": hub.Image(), "caption": hub.Value("string")})
+    images = pyarrow.array([{"bytes": None, "path": str(name)} for name in names], struct)
+    table = pyarrow.table({"image": images, "caption": ["one"] * len(names)}, features.arrow_schema)
+    for path in far.glob("*.parquet"):
+        path.unlink()
+    pyarrow.parquet.write_table(table, far / "train.parquet")
+    ds = load_dataset("hf:someone/squares:train[:6]", skip_bad=True)
+    assert [item.id for item in ds] == ["5"]
+    assert {bad.reason for bad in ds.skipped} == {"cannot be read (the row has no image)"}
 
 
 def test_a_slice_of_a_split_that_is_not_there(far: Path) -> None:
     assert "cannot be loaded: Bad split: nope" in refusal("hf:someone/squares:nope[:2]")
 
 
-def test_a_slice_of_images_in_files_of_their_own(
-    hub: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "home"))
+def test_a_slice_of_images_in_files_of_their_own(hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_jsonl(folder / "metadata.jsonl", *({"file_name": x["image"], "text": x["caption"]} for x in ABC))
     whole = load_dataset(f"hf:{folder}")
     build = hub.load_dataset_builder
