@@ -70,6 +70,7 @@ def restored(home: Path, out: Path, threads: int, launcher: list[str], options: 
     few = out.parent / "few.jsonl"
     few.write_text("".join((out.parent / "scenes.jsonl").read_text().splitlines(keepends=True)[:n]))
     command = ["-m", "alignlab", "restore", "eval", "--checkpoint", "denoise-mae-smollm2", "--data", str(few)]
+    command += ["--dtype", "bfloat16"]
     environ = {**os.environ, "ALIGNLAB_HOME": str(home), "OMP_NUM_THREADS": str(threads)}
     line = [sys.executable, *launcher, *command, *options, "--out", str(out)]
     subprocess.run(line, env=environ, check=True, capture_output=True)
@@ -112,7 +113,7 @@ def main() -> None:
             home = first_home if "cached" in name else Path(scratch) / f"home-{number}"
             share_models(home)
             result = measured(home, Path(scratch) / f"out-{number}", threads, launcher, options, given.n)
-            restores = "bfloat16" not in name  # restore eval always is
+            restores = "bfloat16" not in name  # those here always are
             each = (
                 restored(home, Path(scratch) / f"restored-{number}", threads, launcher, options, given.images)
                 if restores

@@ -17,7 +17,6 @@ from alignlab.data.images import read_file
 from alignlab.data.streamed import load_streamed, sliced
 from alignlab.errors import causes
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
 # Columns that hold captions, best first; caption_0, caption_1, ... come after them.
 _CAPTIONS = (
@@ -76,7 +75,7 @@ def _rows(name: str, split: str, source: str, instead: str) -> tuple[Any, str]:
         reason = None if os.path.isdir(os.path.expanduser(name)) else _not_given(error)
         if reason:
             raise RuntimeError(f"{source}: {reason}, or {instead}") from error
-        if number := next((link.errno for link in causes(error) if getattr(link, "errno", None) in _NO_ROOM), None):
+        if number := _no_room(error):
             told = (
                 f"{source} cannot be kept ({os.strerror(number)}); free some space or point HF_DATASETS_CACHE elsewhere"
             )
@@ -106,6 +105,12 @@ def _quiet_hub() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
+
+
+def _no_room(error: BaseException) -> int | None:
+    """The number of the system's error where a disk is full or read-only."""
+    numbers = (link.errno for link in causes(error) if isinstance(link, OSError))
+    return next((number for number in numbers if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)), None)
 
 
 def _not_given(error: BaseException) -> str | None:

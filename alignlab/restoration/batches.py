@@ -43,7 +43,8 @@ def picture_batches(
     others = [source for source in sources if source not in pooled]
     # Whole pictures' sets first take what does not come out even, so that a batch is always full.
     shares = [count // len(sources) + (at < count % len(sources)) for at in range(len(sources))]
-    mine = (among or Processes()).block(count)
+    among = among or Processes()
+    mine = among.block(count)
     drawn = sum(shares[len(others) :])  # from pools; they come first
     readers, start = [], drawn
     for at, source in enumerate(others):
@@ -55,7 +56,7 @@ def picture_batches(
         chosen = _within(mine, start, shares[at])
         start += shares[at]
         if chosen:
-            readers.append(WholePictures(data, items, size, shares[at], seed + at, workers, chosen))
+            readers.append(WholePictures(data, items, size, shares[at], seed + at, workers, chosen, among.count))
 
     def step(number: int) -> Tensor:
         parts = [reader(number) for reader in readers]
@@ -73,7 +74,7 @@ def _within(places: range, start: int, n: int) -> range:
 
 class WholePictures:
     """`reader(step)` gives the `count` pictures of a step, float32 `[count, 3, size, size]`, resized to squares, or those of
-    them that are `chosen`.
+    them that are `chosen`; as many `processes` read the set.
     """
 
     def __init__(
@@ -85,10 +86,11 @@ class WholePictures:
         seed: int,
         workers: int = 0,
         chosen: range | None = None,
+        processes: int = 1,
     ) -> None:
         self.items, self.count, self.seed, self.workers = items, count, seed, workers
         self.chosen = range(count) if chosen is None else chosen
-        self.pictures = SquarePictures(data, size)
+        self.pictures = SquarePictures(data, size, copies=processes * max(workers, 1))
         self.next_step = -1
         self.batches: Iterator[Tensor] = iter(())
 
@@ -118,12 +120,14 @@ class WholePictures:
 
 
 class SquarePictures(torch.utils.data.Dataset):
-    """Item -> uint8 `[3, size, size]`; the first ones, up to `KEPT_BYTES`, are kept once decoded."""
+    """Item -> uint8 `[3, size, size]`; the first ones are kept once decoded, up to `KEPT_BYTES` in all of its `copies`, as
+    each worker and each process has its own.
+    """
 
-    def __init__(self, data: ImageTextDataset, size: int) -> None:
+    def __init__(self, data: ImageTextDataset, size: int, copies: int = 1) -> None:
         self.data, self.size = data, size
         self.kept: dict[int, Tensor] = {}
-        self.room = KEPT_BYTES // (3 * size**2)
+        self.room = KEPT_BYTES // copies // (3 * size**2)
 
     def __getitem__(self, index: int) -> Tensor:
         if index in self.kept:

@@ -66,14 +66,17 @@ def training(models, photos):
 @pytest.fixture(scope="module")
 def alone(training, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone") / "run"
-    done(*ALONE, *training, "--steps", 4, "--batch-size", 4, "--warmup", 1, "--out", folder)
+    done(*ALONE, *training, "--steps", 4, "--batch-size", 6, "--warmup", 1, "--out", folder)
     return folder
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_training_and_its_evaluation(training, alone, tmp_path, count):
+    from safetensors.torch import load_file
+
+    # Four do not share six pictures evenly.
     said = done(
-        *launched(count), *training, "--steps", 4, "--batch-size", 4, "--warmup", 1, "--out", tmp_path / "together"
+        *launched(count), *training, "--steps", 4, "--batch-size", 6, "--warmup", 1, "--out", tmp_path / "together"
     )
     assert said.count("written:") == 1  # one of them speaks
     one, together = result(alone), result(tmp_path / "together")
@@ -81,6 +84,9 @@ def test_training_and_its_evaluation(training, alone, tmp_path, count):
     assert len(list((tmp_path / "together" / "logs").iterdir())) == 1  # of the first process alone
     for here, there in zip(together["learnt"]["log"], one["learnt"]["log"], strict=True):
         assert here == pytest.approx(there, rel=1e-5)
+    here, there = (load_file(folder / "adapters.safetensors") for folder in (tmp_path / "together", alone))
+    for name, x in there.items():  # every step's losses are behind them; the log smooths
+        assert float((here[name] - x).norm()) <= 1e-5 * float(x.norm()), name
     assert len(one["evaluations"]) == 2
     for here, there in zip(together["evaluations"], one["evaluations"], strict=True):
         assert (here["task"], here["n"], here["misaligned"]) == (there["task"], 5, there["misaligned"])
@@ -135,9 +141,42 @@ def test_what_is_not_shared_is_refused(tmp_path):
     assert told.stdout == ""
 
 
-def test_evaluations(alone, photos, tmp_path):
+@pytest.mark.parametrize("count", [2, 4])
+def test_extraction(models, photos, tmp_path, monkeypatch, count):
+    """Into one store, a shard of two items at a time."""
+    from safetensors.torch import load_file
+
+    script = tmp_path / "shards.py"
+    script.write_text(SHARDS)
+    command = ["extract", *models, "--data", photos, "--save"]
+    for name, line in (("alone", [sys.executable, script]), ("together", launched(count, str(script)))):
+        monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / name / "home"))
+        assert done(*line, *command, "--out", tmp_path / name / "out").count("written:") == 1
+    here, there = (tmp_path / name / "out" for name in ("together", "alone"))
+    assert files(here) == files(there)
+    kept = sorted(there.glob("*.safetensors"))
+    assert len(kept) == 2
+    for path in kept:
+        ours, theirs = load_file(here / path.name), load_file(path)
+        assert ours.keys() == theirs.keys()
+        assert all((ours[key] == x).all() for key, x in theirs.items())
+    whose = [json.loads(path.read_text()) for path in (tmp_path / "together" / "home").rglob("manifest.json")]
+    assert {len(one["shards"]) for one in whose} == {11}
+
+
+SHARDS = """
+import sys
+from alignlab.cli import run
+from alignlab.features import store
+store.SHARD = 2
+raise SystemExit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_evaluations(alone, photos, tmp_path, count):
     command = ["restore", "eval", "--checkpoint", alone, "--data", photos, "--dtype", "float32", "--device", "cpu"]
-    said = done(*launched(4), *command, "--out", tmp_path / "together")
+    said = done(*launched(count), *command, "--out", tmp_path / "together")
     assert said.count("written:") == 1
     done(*ALONE, *command, "--out", tmp_path / "alone")
     for here, there in zip(
@@ -149,7 +188,7 @@ def test_evaluations(alone, photos, tmp_path):
 
 
 def test_captions(models, photos, tmp_path):
-    sizes = ["--steps", 4, "--batch-size", 4, "--warmup", 1]
+    sizes = ["--steps", 4, "--batch-size", 6, "--warmup", 1]
     training = ["caption", "train", *models, "--data", photos, *sizes, "--judge", "none"]
     done(*launched(4), *training, "--out", tmp_path / "together")
     done(*ALONE, *training, "--out", tmp_path / "alone")
@@ -160,6 +199,8 @@ def test_captions(models, photos, tmp_path):
     )
     (said,), (alone,) = here["evaluations"], there["evaluations"]
     assert said["captions"] == alone["captions"]
+    assert said["scores"] == alone["scores"]
+    assert said["scores"]["generated"]
     command = [
         "caption",
         "eval",
@@ -175,6 +216,7 @@ def test_captions(models, photos, tmp_path):
     assert done(*launched(2), *command, "--out", tmp_path / "eval").count("written:") == 1
     (again,) = result(tmp_path / "eval")["results"]
     assert again["captions"] == alone["captions"]
+    assert again["scores"] == alone["scores"]
 
 
 WAITING = """

@@ -163,6 +163,19 @@ def test_each_process_reads_its_block_of_a_batch_and_nothing_else(pictures, coun
             assert {len(one) for one in theirs} == {6 // count}
 
 
+def test_what_all_copies_keep_of_a_set_is_bounded(pictures, monkeypatch):
+    from alignlab.restoration import batches
+
+    monkeypatch.setattr(batches, "KEPT_BYTES", 12 * 3 * 16**2)  # a dozen pictures
+    data, items = batches.load_dataset(str(pictures)), list(range(4))
+    for workers, processes, room in ((0, 1, 12), (1, 1, 12), (3, 1, 4), (0, 2, 6), (3, 2, 2)):
+        reader = batches.WholePictures(data, items, 16, 4, 0, workers, processes=processes)
+        assert reader.pictures.room == room
+    reader = batches.WholePictures(data, items, 16, 4, 0, processes=6)
+    reader(0)
+    assert len(reader.pictures.kept) == 2
+
+
 def test_the_diagonal_in_patches_and_pixels(small_mae):
     hidden = diagonal(load_encoder(str(small_mae)))
     assert hidden.nonzero().flatten().tolist() == [0, 5, 10, 15]
