@@ -466,6 +466,31 @@ def test_the_sentences_about_single_layers_are_those_of_the_result_file():
     assert not {18, 19, 21, 24} & set(sorted(means, key=means.__getitem__)[-10:])
 
 
+def test_what_is_linear_is_that_of_the_result_file():
+    result = json.loads((ROOT / "reports" / "results" / "probe-linear" / "result.json").read_text())
+    words = " ".join(README.split())
+    (pair,) = result["pairs"]
+    there = pair["text_to_image"]
+    best = max(range(len(there["r2"])), key=there["r2"].__getitem__)
+    first = there["recall"]["1"]
+    assert pair["encoder_layer"] == max(result["matrix"]["encoder_layers"])
+    assert (result["encoder"]["pool"], result["data"]["n"]) == ("cls", 1024)
+    assert (
+        f"best from layer {best}, with R2 {there['r2'][best]:.2f}, and finds the right image among all with "
+        f"R@1 {first['value'][best]:.3f} (chance {first['chance']:.3f})"
+    ) in words
+    assert f"shuffled pairings reach R2 {max(there['null_max']):.3f} at most" in words
+    for one in result["labels"]:
+        cells = [one["label"], f"{one['n']:,}", f"{one['majority']:.2f}"]
+        for side in one["sides"]:
+            values = side["accuracy"]["value"]
+            at = max(range(len(values)), key=values.__getitem__)
+            cells.append(f"{values[at]:.2f} ({side['control']['value'][at]:.2f})")
+        assert f"| {' | '.join(cells)} |" in README
+    (colour,) = (one["sides"][0]["accuracy"]["value"] for one in result["labels"] if one["label"] == "colour")
+    assert f"from {colour[0]:.2f} to {colour[-1]:.2f} at the last layer" in words
+
+
 def test_the_sentences_about_costs_are_those_of_the_result_files():
     here, paper = (
         json.loads((ROOT / "reports" / "results" / name / "result.json").read_text())
