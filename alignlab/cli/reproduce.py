@@ -103,9 +103,8 @@ def reproduce(
         raise ValueError(f"there is no target {target!r}; there are {', '.join([*targets.TARGETS, TABLE4, ALL])}")
     if encoder or align_on:
         raise ValueError(f"{'--encoder' if encoder else '--align-on'} is for {TABLE4}; {target} has rows of its own")
-    what = targets.target(target, laboratory, images=images, n=n, data=tuple(data), test=tuple(test), seed=seed).only(
-        only
-    )
+    table = targets.target(target, laboratory, images=images, n=n, data=tuple(data), test=tuple(test), seed=seed)
+    what = table.only(only)
     where = runs or Path("runs") / "reproduce" / lab
     parts = accumulate or laboratory.accumulate
     before = earlier.Earlier() if out is None else earlier.read(out, SCHEMA, target, known_as(laboratory, data, test))
@@ -132,9 +131,11 @@ def reproduce(
             if first and place.is_open:
                 typer.echo(f"run {number} of {len(found)}: {place.row.name} -> {place.where}", err=True)
             reproduction.perform(place, device=chosen, accumulate=parts)
-        found = reproduction.places(what, laboratory, where, before, take_longest=longest)
     if not first:
         return
+    if before.rows:  # those that --only leaves out stay
+        what, only = table, []
+    found = reproduction.places(what, laboratory, where, before, take_longest=longest)
     config = {
         **{
             "target": target,

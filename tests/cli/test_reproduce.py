@@ -104,6 +104,28 @@ def test_a_figure_from_nothing_to_its_result(small_lab, tmp_path, capsys):
     assert capsys.readouterr().out.count("done") == 2
 
 
+def test_a_row_is_added_to_a_result_whose_runs_are_gone(small_lab, tmp_path, capsys):
+    command = ["reproduce", "fig6", "--n", "4", "--out", "o"]
+    assert run([*command, "--only", "linear", "--runs", "first"]) == 0
+    (linear,) = json.loads((tmp_path / "o" / "result.json").read_text())["rows"]
+    capsys.readouterr()
+    assert run([*command, "--dry-run", "--runs", "second", "--json", "plan.json"]) == 0
+    states = [row["state"] for row in json.loads((tmp_path / "plan.json").read_text())["rows"]]
+    assert states == ["to do", "kept"]
+    capsys.readouterr()
+    assert run([*command, "--only", "lm4lv", "--runs", "second"]) == 0
+    told = capsys.readouterr().err
+    assert "run 1 of 1: lm4lv -> second" in told
+    assert "as no such run is under --runs: linear" in told
+    result = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert (result["missing"], result["config"]["only"]) == ([], [])
+    assert result["rows"][1] == linear
+    assert any(line.startswith("lm4lv minus linear: ") for line in result["readings"])
+    assert [path.name for path in (tmp_path / "second").iterdir() if path.is_dir()] == [result["rows"][0]["run"]]
+    assert run([*command, "--runs", "third"]) == 0  # trains nothing
+    assert not (tmp_path / "third").exists()
+
+
 def test_infinite_figures_of_table_2_are_no_json_numbers(small_lab, tmp_path, capsys):
     assert run(["reproduce", "table2", "--n", "4", "--only", "rotate", "--out", "o"]) == 0
     row = json.loads((tmp_path / "o" / "result.json").read_text())["rows"][0]
