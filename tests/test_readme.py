@@ -381,11 +381,12 @@ def test_the_sentences_about_what_is_begun_are_those_of_the_result_files():
         return one[key]["psnr"]["mean"]
 
     words = " ".join(README.split())
-    mae, beit = (done["fig4"][f"repeat/{name}+position"] for name in ("mae", "beit"))
+    mae, beit, vqgan = (done["fig4"][f"repeat/{name}+position"] for name in ("mae", "beit", "vqgan"))
     whole, first = (done["table7"][name] for name in ("smollm2", "first-12-of-30-blocks"))
     for told in (
         f"comes to {psnr(mae):.2f} dB before `mae+position`, where encoder and decoder alone come to {psnr(mae, 'alone'):.2f},",
-        f"and to {psnr(beit):.2f} before `beit+position`, alone {psnr(beit, 'alone'):.2f}:",
+        f"to {psnr(beit):.2f} before `beit+position`, alone {psnr(beit, 'alone'):.2f},",
+        f"and to {psnr(vqgan):.2f} before `vqgan+position`, alone {psnr(vqgan, 'alone'):.2f}: all three repeat",
         f"first 12 of 30 blocks ends at {psnr(first):.2f} dB, {psnr(whole) - psnr(first):.2f} below all 30.",
         f"Fig. 4 ({len(done['fig4'])} of {len(_rows('fig4'))} rows) and Table 7 ({len(done['table7'])} of {len(_rows('table7'))})",
     ):
@@ -397,6 +398,7 @@ def test_the_sentences_about_what_is_begun_are_those_of_the_result_files():
     for told in (
         f"comes to {psnr(mae):.2f} dB, where encoder and decoder alone come to {psnr(mae, 'alone'):.2f}: carrying the tokens over "
         f"costs {-psnr(mae, 'gain'):.2f} dB",
+        f"The VQGAN's tokens cost {-psnr(vqgan, 'gain'):.2f} dB",
         f"would come to {psnr(denoise, 'told'):.2f} dB in place of {psnr(denoise):.2f}, in `repeat` to {psnr(mae, 'told'):.2f}.",
         f"denoising ends {psnr(denoise, 'lift'):.2f} dB above its input",
         f"The loss falls from {late[0]} to {late[1]} over the last 60 of 500 steps",
