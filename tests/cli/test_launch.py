@@ -141,27 +141,28 @@ def test_what_is_not_shared_is_refused(tmp_path):
     assert told.stdout == ""
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_extraction(models, photos, tmp_path, monkeypatch, count):
+def test_extraction(models, photos, tmp_path, monkeypatch):
     """Into one store, a shard of two items at a time."""
     from safetensors.torch import load_file
 
     script = tmp_path / "shards.py"
     script.write_text(SHARDS)
     command = ["extract", *models, "--data", photos, "--save"]
-    for name, line in (("alone", [sys.executable, script]), ("together", launched(count, str(script)))):
+    lines = {"alone": [sys.executable, script], **{str(n): launched(n, str(script)) for n in (2, 4)}}
+    for name, line in lines.items():
         monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / name / "home"))
         assert done(*line, *command, "--out", tmp_path / name / "out").count("written:") == 1
-    here, there = (tmp_path / name / "out" for name in ("together", "alone"))
-    assert files(here) == files(there)
-    kept = sorted(there.glob("*.safetensors"))
-    assert len(kept) == 2
-    for path in kept:
-        ours, theirs = load_file(here / path.name), load_file(path)
-        assert ours.keys() == theirs.keys()
-        assert all((ours[key] == x).all() for key, x in theirs.items())
-    whose = [json.loads(path.read_text()) for path in (tmp_path / "together" / "home").rglob("manifest.json")]
-    assert {len(one["shards"]) for one in whose} == {11}
+    there = tmp_path / "alone" / "out"
+    assert len(list(there.glob("*.safetensors"))) == 2
+    for count in ("2", "4"):
+        here = tmp_path / count / "out"
+        assert files(here) == files(there)
+        for path in there.glob("*.safetensors"):
+            ours, theirs = load_file(here / path.name), load_file(path)
+            assert ours.keys() == theirs.keys()
+            assert all((ours[key] == x).all() for key, x in theirs.items())
+        whose = [json.loads(path.read_text()) for path in (tmp_path / count / "home").rglob("manifest.json")]
+        assert [len(one["shards"]) for one in whose] == [11, 11]
 
 
 SHARDS = """
@@ -173,18 +174,16 @@ raise SystemExit(run(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_evaluations(alone, photos, tmp_path, count):
+def test_evaluations(alone, photos, tmp_path):
     command = ["restore", "eval", "--checkpoint", alone, "--data", photos, "--dtype", "float32", "--device", "cpu"]
-    said = done(*launched(count), *command, "--out", tmp_path / "together")
-    assert said.count("written:") == 1
     done(*ALONE, *command, "--out", tmp_path / "alone")
-    for here, there in zip(
-        result(tmp_path / "together")["results"], result(tmp_path / "alone")["results"], strict=True
-    ):
-        assert here["each"]["psnr"] == pytest.approx(there["each"]["psnr"], rel=1e-5)
-        assert here["restored"]["psnr"]["mean"] == pytest.approx(there["restored"]["psnr"]["mean"], rel=1e-5)
-    assert files(tmp_path / "together") == files(tmp_path / "alone")
+    for count in (2, 4):
+        out = tmp_path / str(count)
+        assert done(*launched(count), *command, "--out", out).count("written:") == 1
+        for here, there in zip(result(out)["results"], result(tmp_path / "alone")["results"], strict=True):
+            assert here["each"]["psnr"] == pytest.approx(there["each"]["psnr"], rel=1e-5)
+            assert here["restored"]["psnr"]["mean"] == pytest.approx(there["restored"]["psnr"]["mean"], rel=1e-5)
+        assert files(out) == files(tmp_path / "alone")
 
 
 def test_captions(models, photos, tmp_path):
