@@ -209,10 +209,19 @@ def curves(panels: Mapping[str, Sequence[Curve]], ylabel: str, *, alt: str, capt
                 handles.setdefault(short(curve.label, 40), line)
             axes.set_xlabel(short(xlabel, 40))
         grid[0].set_ylabel(short(ylabel, 48))
-        drawing.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles)), fontsize=8
-        )
+        _legend(drawing, handles)
         return Figure(svg(drawing), alt, caption, least=300 * len(panels) if len(panels) > 1 else 420)
+
+
+def _legend(drawing: Drawing, handles: Mapping[str, Artist]) -> None:
+    """Below, in as many columns as are not wider than the drawing: what is, is cut off."""
+    for columns in range(min(4, len(handles)), 0, -1):
+        legend = drawing.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8
+        )
+        if columns == 1 or legend.get_window_extent().width <= 0.97 * drawing.bbox.width:
+            return
+        legend.remove()
 
 
 def _curve(axes: Axes, curve: Curve, colour: str) -> Artist:
@@ -266,12 +275,9 @@ def forest(rows: Mapping[str, Mapping[str, Dot]], xlabel: str, *, alt: str, capt
         axes.set_yticks(range(len(rows)), [short(name) for name in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(xlabel)
-        handles = [
-            axes.plot([], [], "o-", color=SERIES[i % len(SERIES)], label=short(name))[0]
-            for i, name in enumerate(series)
-        ]
         if len(series) > 1:
-            drawing.legend(handles=handles, loc="outside lower center", ncols=min(4, len(series)), fontsize=8)
+            dots = (axes.plot([], [], "o-", color=SERIES[i % len(SERIES)])[0] for i in range(len(series)))
+            _legend(drawing, dict(zip(map(short, series), dots, strict=True)))
         return Figure(svg(drawing), alt, caption, least=320)
 
 
@@ -287,6 +293,7 @@ def scatter(
     with style():
         drawing = Drawing(figsize=(6.4, 4.2), layout="constrained")
         axes = drawing.add_subplot()
+        handles: dict[str, Artist] = {}
         for place, group in enumerate(groups):
             colour = SERIES[place % len(SERIES)]
             ours = [point for point in points if point[0] == group]
@@ -296,9 +303,11 @@ def scatter(
                 beside = (4, 3 if number % 2 else -9)  # neighbours often lie close together
                 axes.annotate(short(name, 18), (x, y), xytext=beside, textcoords="offset points", fontsize=7, color=INK)
             order = sorted(ours, key=lambda point: point[2])
-            axes.plot([p[2] for p in order], [p[3] for p in order], "o", color=colour, markersize=5, label=short(group))
+            (handles[short(group)],) = axes.plot(
+                [p[2] for p in order], [p[3] for p in order], "o", color=colour, markersize=5
+            )
         axes.set_xlabel(short(labels[0], 60))
         axes.set_ylabel(short(labels[1], 60))
         if len(groups) > 1:
-            drawing.legend(loc="outside lower center", ncols=min(4, len(groups)), fontsize=8)
+            _legend(drawing, handles)
         return Figure(svg(drawing), alt, caption)

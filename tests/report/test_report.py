@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from alignlab.cli import run
-from alignlab.report import write_report
+from alignlab.report import figures, write_report
 from alignlab.report.source import KINDS, read_all
 
 RESULTS = Path(__file__).parents[2] / "reports" / "results"
@@ -513,3 +513,19 @@ def test_a_language_model_whose_name_is_none_breaks_no_curve_and_no_scatter(tmp_
     first["llm"] = "smollm2[:x]"
     (tmp_path / "result.json").write_text(json.dumps(value))
     assert write_report([tmp_path], tmp_path / "page.html").size > 10_000
+
+
+@pytest.mark.parametrize("length", [5, 20, 34])
+def test_a_legend_is_not_cut_off(length):
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axes = drawing.add_subplot()
+    names = [f"{letter * length} of images" for letter in "abcd"]
+    figures._legend(drawing, {name: axes.plot([], [])[0] for name in names})
+    drawing.draw_without_rendering()
+    (legend,) = drawing.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= drawing.bbox.width
+    assert 0 <= box.y0 < box.y1 < axes.get_window_extent().y0
