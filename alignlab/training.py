@@ -112,10 +112,6 @@ class Processes:
     rank: int = 0
     count: int = 1
 
-    def part(self, batch: Tensor) -> Tensor:
-        """This process' share of a batch `[B, ...]`: every `count`-th item."""
-        return batch[self.rank :: self.count]
-
     def block(self, n: int) -> range:
         """This process' share of `n` places, those of one block."""
         return range(n * self.rank // self.count, n * (self.rank + 1) // self.count)

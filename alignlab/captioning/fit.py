@@ -132,7 +132,7 @@ class Captioning:
         total = torch.zeros(1, device=self.model.llm.device)
 
         def losses() -> Iterator[Tensor]:
-            for places in self.among.part(torch.arange(len(items))).chunk(self.accumulate):
+            for places in torch.tensor(self.among.block(len(items))).chunk(self.accumulate):
                 images = self.pairs.images(items[places].cpu()).to(self.model.llm.device)
                 # Every token of the batch counts alike, however it is cut into parts.
                 share = sum(words[i] for i in places.tolist()) / sum(words)

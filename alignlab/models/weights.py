@@ -131,7 +131,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def work_dtype(name: str, device: str = "cpu") -> str:
     """`name`, or for "auto" the type whose products of matrices are quick on a device: bfloat16, or float32 where bfloat16 is
-    emulated, as by processors without AVX-512, where it takes some 50 times as long (benchmarks/dtypes.py).
+    emulated, as by processors without AVX-512, which costs many times the time (benchmarks/dtypes.py).
     """
     import torch
 
