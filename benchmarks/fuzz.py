@@ -2,9 +2,10 @@
 
     python benchmarks/fuzz.py [--inputs 10000] [--only KIND ...] [--seed 0] [--out FILE]
 
-The kinds are those of tests/fuzz/ (images, sets of data, checkpoints, features, result files, command lines), of which the
-tests try a few; the inputs are spread over the kinds, more of those that are cheap. Prints for each kind how many were tried,
-how many ended in exit 0, 1 and 2, and of each finding the smallest input that shows it. Exits 1 where there is one.
+The kinds are those of tests/fuzz/ (images, sets of data and those of the hub, checkpoints, features, result files, command
+lines), of which the tests try a few; the inputs are spread over the kinds, more of those that are cheap. Prints for each kind
+how many were tried, how many ended in exit 0, 1 and 2, and of each finding the smallest input that shows it. Exits 1 where
+there is one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import fuzz_checkpoints  # noqa: E402
 import fuzz_commands  # noqa: E402
 import fuzz_datasets  # noqa: E402
 import fuzz_features  # noqa: E402
+import fuzz_hub  # noqa: E402
 import fuzz_images  # noqa: E402
 import fuzz_results  # noqa: E402
 import hypothesis  # noqa: E402
@@ -41,11 +43,12 @@ from alignlab.provenance import environment  # noqa: E402
 SHARES = {
     **dict.fromkeys((kind.name for kind in fuzz_images.KINDS), 36),
     **dict.fromkeys((kind.name for kind in fuzz_datasets.KINDS), 14),
+    **dict.fromkeys((kind.name for kind in fuzz_hub.KINDS), 6),
     **dict.fromkeys((kind.name for kind in fuzz_checkpoints.KINDS), 3),
     **{"correlation": 1, "reproduce": 3, "report": 1, "command line": 16, "working line": 2},
     **{"features file": 14, "store": 1},
 }
-MODULES = (fuzz_images, fuzz_datasets, fuzz_checkpoints, fuzz_features, fuzz_results, fuzz_commands)
+MODULES = (fuzz_images, fuzz_datasets, fuzz_hub, fuzz_checkpoints, fuzz_features, fuzz_results, fuzz_commands)
 KINDS = tuple(kind for module in MODULES for kind in module.KINDS)
 assert SHARES.keys() == {kind.name for kind in KINDS}, "every kind has its share"
 STUCK = 600.0  # seconds after which an input that cannot be interrupted ends the script, with where it is

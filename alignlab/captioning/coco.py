@@ -6,7 +6,9 @@ SPICE run its Java programs where Java and their models are there.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -92,7 +94,8 @@ def coco_metrics(candidates: Sequence[str], references: Sequence[Sequence[str]])
     missing, or fail, the metric is in `left_out` with the reason. Raises ValueError for no captions, different numbers of
     captions and of sets of references, a caption or reference that is empty or no string, and an image without references.
 
-    `coco_metrics(["a red cube"], [["a red block", "one red cube"]])["ROUGE-L"]`; METEOR alone takes seconds to start.
+    `coco_metrics(["a red cube"], [["a red block", "one red cube"]])["ROUGE-L"]`; METEOR takes seconds to start,
+    once a process.
     """
     _check(candidates, references)
     ours: Texts = {i: [tokenize(caption)] for i, caption in enumerate(candidates)}
@@ -167,25 +170,31 @@ def _cider(theirs: Texts, ours: Texts) -> tuple[float, Floats]:
 
 
 def _meteor(theirs: Texts, ours: Texts) -> tuple[float, Floats]:
-    _need_java()
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    meteor = Meteor()
+    program = _meteor_program(_java())
     try:
-        score, items = meteor.compute_score(theirs, ours)
+        score, items = program.compute_score(theirs, ours)
     except (OSError, ValueError) as error:  # Java that ends early leaves an empty answer, which is no number
-        raise _MissingError(f"pycocoevalcap's METEOR failed under this Java: {error}") from error
-    finally:
-        if meteor.lock.locked():  # left so by an error, and its destructor would wait for it for ever
-            meteor.lock.release()
-        for stream in (meteor.meteor_p.stdin, meteor.meteor_p.stdout, meteor.meteor_p.stderr):
+        _meteor_program.cache_clear()
+        program.lock.release()  # left locked by an error, and its destructor would wait for it for ever
+        for stream in (program.meteor_p.stdin, program.meteor_p.stdout, program.meteor_p.stderr):
             with contextlib.suppress(OSError):
                 stream.close()
+        raise _MissingError(f"pycocoevalcap's METEOR failed under this Java: {error}") from error
     return float(score), np.array(items)
 
 
+@functools.cache
+def _meteor_program(java: str) -> Any:
+    """pycocoevalcap's, running: it takes seconds to read its tables, and scores any number of sets then."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    program = Meteor()
+    atexit.register(program.meteor_p.kill)
+    return program
+
+
 def _spice(theirs: Texts, ours: Texts) -> tuple[float, Floats]:
-    _need_java()
+    _java()
     import pycocoevalcap.spice as package
 
     folder = Path(package.__path__[0])
@@ -207,9 +216,12 @@ def _spice(theirs: Texts, ours: Texts) -> tuple[float, Floats]:
     return float(score), np.array([part["All"]["f"] for part in parts])
 
 
-def _need_java() -> None:
-    if shutil.which("java") is None:
+def _java() -> str:
+    """Where Java is."""
+    found = shutil.which("java")
+    if found is None:
         raise _MissingError("it needs Java, and there is no `java` on the path")
+    return found
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ app.command("pretrain", rich_help_panel=PARTS)(pretrain.pretrain)
 app.command("doctor", rich_help_panel=PARTS)(doctor.doctor)
 
 # Commands that several processes of a launcher share; the others would do all of their work in each, into the same files.
-SHARED = ("extract", "measure", "reproduce", "caption train", "caption eval", "restore train", "restore eval")
+SHARED = ("extract", "measure", "reproduce", "caption", "restore")
 INTERRUPTED = 130  # what the parser makes of Ctrl-C
 
 

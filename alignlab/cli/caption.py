@@ -124,6 +124,7 @@ def generate(
     from alignlab.captioning.fit import load, read
     from alignlab.cli.common import output_folder, pick_device
     from alignlab.data import read_image, resize, to_tensor
+    from alignlab.training import processes
 
     check_positive({"beams": beams, "longest": longest, "batch-size": batch_size, "n": n})
     if bool(image) == bool(data):
@@ -133,16 +134,19 @@ def generate(
     where = pick_device(device)
     dtype = pick_dtype(dtype, where)
     read(checkpoint)  # what is wrong shows before anything is loaded
+    among = processes(where)
     options: dict[str, Any] = {"beams": beams, "longest": longest, "batch_size": batch_size}
     places: dict[str, Any] = {"device": where, "dtype": dtype, "encoder": encoder, "llm": llm}
     if data:
-        from alignlab.captioning.experiment import open_test
+        from alignlab.captioning.experiment import caption_all, open_test
 
         test = open_test(data, None, n)
-        folder = output_folder(out, "caption-generate")
+        folder = output_folder(out, "caption-generate") if among.rank == 0 else None  # the first writes and speaks
         model, _, _ = load(checkpoint, **places)
-        _write_captions(folder / "captions.jsonl", model, test, options)
-        typer.echo(f"written: {folder}/captions.jsonl ({len(test)} captions)")
+        captions = caption_all(model, test, among=among, **options)
+        if folder is not None:
+            _write_captions(folder / "captions.jsonl", test, captions)
+            typer.echo(f"written: {folder}/captions.jsonl ({len(test)} captions)")
         return
     import torch
 
@@ -151,9 +155,13 @@ def generate(
     except FileNotFoundError as error:
         raise ValueError(f"{error}; IMAGE takes picture files") from error
     model, _, _ = load(checkpoint, **places)
-    squares = torch.cat([resize(picture, model.encoder.image_size) for picture in pictures])
-    for path, caption in zip(image, model.caption(squares, **options), strict=True):
-        typer.echo(f"{path}: {caption or '(nothing)'}")
+    said: dict[int, str] = {}
+    for some in among.batches(len(pictures), batch_size):
+        squares = torch.cat([resize(pictures[i], model.encoder.image_size) for i in some])
+        said |= zip(some, model.caption(squares, **options), strict=True)
+    said = {i: caption for part in among.gather(said) for i, caption in part.items()}
+    for i, path in enumerate(image if among.rank == 0 else ()):
+        typer.echo(f"{path}: {said[i] or '(nothing)'}")
 
 
 @app.command("eval")
@@ -295,22 +303,15 @@ def _controls(checkpoints: list[Path], given: list[Path]) -> dict[Path, Path]:
     return found
 
 
-def _write_captions(path: Path, model: Any, test: TestSet, options: dict[str, Any]) -> None:
-    """A line an item, whole or not at all."""
-    from alignlab.captioning.evaluation import captioned
+def _write_captions(path: Path, test: TestSet, captions: list[str]) -> None:
+    """A line an item, all or none."""
     from alignlab.files import whole
-    from alignlab.progress import progress
 
-    with (
-        whole(path) as unfinished,
-        open(unfinished, "w", encoding="utf-8") as file,
-        progress("caption", len(test), "images") as tick,
-    ):
-        found = captioned(model, test.data, test.indices, **options)
-        for number, (index, (item, caption)) in enumerate(zip(test.indices, found, strict=True)):
-            line = {"item": index, "id": item.id, "caption": caption, "references": list(item.captions)}
+    ids, references = test.data.ids, test.data.captions
+    with whole(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        for index, caption in zip(test.indices, captions, strict=True):
+            line = {"item": index, "id": ids[index], "caption": caption, "references": list(references[index])}
             file.write(json.dumps(line) + "\n")
-            tick(number + 1)
 
 
 def _show(one: dict[str, Any], title: str) -> None:

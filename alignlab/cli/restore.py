@@ -66,7 +66,7 @@ def decoder(
     from alignlab.provenance import environment, laboratory
     from alignlab.restoration.decoder import LOSSES, Run, tune
     from alignlab.restoration.decoder_card import open_tests, write_card
-    from alignlab.training import dtype_of
+    from alignlab.training import dtype_of, processes
 
     check_dtype(dtype)
     if loss not in LOSSES:
@@ -82,6 +82,9 @@ def decoder(
     check_positive(numbers)
     check_whole({"workers": workers, "seed": seed})
     where = pick_device(device)
+    among = processes(where)
+    if among.count > 1 and out is None:  # a folder named after the time would be another one in each process
+        raise ValueError("--out is needed under accelerate launch, whose processes share the folder")
     plan = _recipe(recipe, tuple(data), bool(test), steps, epochs, batch_size, lr, seed)
     for source in (*data, *test):  # what is wrong shows before a folder is made
         load_dataset(source, captions=False)
@@ -103,6 +106,8 @@ def decoder(
     )
     tests = open_tests(run, tuple(test))  # what cannot be measured shows before an hour of training
     history = tune(model, run)
+    if among.rank > 0:  # the first measures, writes and speaks
+        return
     typer.echo("measuring the decoder, before and after", err=True)
     card = write_card(model, load_encoder(encoder, device=where), run, tests, history)
     described = {
@@ -366,6 +371,7 @@ def apply(
     from alignlab.provenance import environment
     from alignlab.restoration.design import find, load, read, steps_of
     from alignlab.restoration.restorer import unwritten
+    from alignlab.training import processes
 
     check_positive({"batch-size": batch_size})
     _check_mode(mode)
@@ -380,19 +386,25 @@ def apply(
     plan, _, _ = read(find(checkpoint))
     _check_learnt(task or plan.tasks[0], plan, checkpoint)
     options = _mode_of(plan.how, mode)
+    among = processes(where)
     model, plan, described = load(checkpoint, device=where, dtype=dtype, encoder=encoder, llm=llm)
-    folder = output_folder(out, "restore-apply")
-    if json_file is not None:
+    folder = output_folder(out, "restore-apply") if among.rank == 0 else None  # the first writes and speaks
+    if folder is not None and json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
     size = model.encoder.image_size
-    squares = torch.cat([resize(picture, size) for picture in pictures])
     chosen = task or plan.tasks[0]
-    made: list[tuple[bool, torch.Tensor]] = []  # whether an answer has an image, and the picture
+    mine: dict[int, tuple[bool, torch.Tensor]] = {}  # whether an answer has an image, and the picture
     with torch.no_grad():
-        for batch in squares.split(batch_size):
-            tokens = model.write(model.encoder.encode(batch), chosen, **options)
+        for some in among.batches(len(pictures), batch_size):
+            squares = torch.cat([resize(pictures[i], size) for i in some])
+            tokens = model.write(model.encoder.encode(squares), chosen, **options)
             opened = [not unwritten(one) for one in tokens.split(1)]
-            made += zip(opened, model.encoder.decode(tokens).cpu().clamp(0, 1), strict=True)
+            painted = model.encoder.decode(tokens).cpu().clamp(0, 1)
+            mine |= zip(some, zip(opened, painted, strict=True), strict=True)
+    whole = {i: one for part in among.gather(mine) for i, one in part.items()}
+    if folder is None:
+        return
+    made = [whole[i] for i in range(len(pictures))]
     told: list[dict[str, Any]] = []
     for at, (path, given, (opened_one, picture)) in enumerate(zip(image, pictures, made, strict=True)):
         before = sum(other.stem == path.stem for other in image[:at])

@@ -27,17 +27,37 @@ _CAPTIONS = (
 
 @dataclass(frozen=True)
 class _HubImage:
-    """Reads one row's encoded image; `column` alone is in `rows`, not decoded."""
+    """Reads one row's encoded image; `column` alone is in `rows`, not decoded. A file is read where it lies in one of the
+    `folders`, the set's own: a set must not have this machine's other files read.
+    """
 
     rows: Any
     column: str
     index: int
+    folders: tuple[str, ...]
 
     def __call__(self) -> bytes:
         cell = self.rows[self.index][self.column]
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise FileNotFoundError("the row has no image")
-        return cell["bytes"] if cell["bytes"] is not None else read_file(cell["path"])
+        if cell["bytes"] is not None:
+            return bytes(cell["bytes"])
+        if not any(os.path.abspath(cell["path"]).startswith(folder) for folder in self.folders):
+            raise FileNotFoundError("the row names a file outside the set")
+        return read_file(cell["path"])
+
+
+def _folders(name: str) -> tuple[str, ...]:
+    """Where the files of a set lie: in its folder, or where the hub's client and the datasets library keep what they fetch."""
+    import datasets
+    import huggingface_hub.constants
+
+    local = os.path.expanduser(name)
+    fetched = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
+    places = (local,) if os.path.isdir(local) else (*fetched, datasets.config.DOWNLOADED_DATASETS_PATH)
+    return tuple(
+        os.path.join(path, "") for place in places for path in (os.path.abspath(place), os.path.realpath(place))
+    )
 
 
 def open_hub(source: str) -> Opened:
@@ -49,7 +69,7 @@ def open_hub(source: str) -> Opened:
         raise ValueError(f"{source!r} names no data set; write hf:NAME[@REVISION][:SPLIT]")
     rows, split = _rows(name, split, source, "name a local folder: hf:FOLDER")
     stem = source.removesuffix(f":{split}") if split else source
-    return Opened(f"{stem}:{split}" if split else stem, source, _read(rows, source))
+    return Opened(f"{stem}:{split}" if split else stem, source, _read(rows, source, _folders(name)))
 
 
 def open_published(label: str, name: str, split: str, instead: str) -> Opened:
@@ -59,7 +79,7 @@ def open_published(label: str, name: str, split: str, instead: str) -> Opened:
     """
     single = os.path.isfile(os.path.join(name, "state.json"))  # saved without its siblings, so there is no choice
     rows, _ = _rows(name, "" if single else split, label, instead)
-    return Opened(label.partition(":")[0], label, _read(rows, label))
+    return Opened(label.partition(":")[0], label, _read(rows, label, _folders(name)))
 
 
 def _rows(name: str, split: str, source: str, instead: str) -> tuple[Any, str]:
@@ -95,16 +115,20 @@ def _rows(name: str, split: str, source: str, instead: str) -> tuple[Any, str]:
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """The hub client's messages about retries are off inside: the error at their end says it all."""
-    import huggingface_hub  # noqa: F401  # sets its logger's level when it is first imported, so import it first
+    """The libraries' own messages about retries and broken files are off inside: the error at their end says it all."""
+    import datasets  # noqa: F401  # both set their loggers' levels when they are first imported, so import them first
+    import huggingface_hub  # noqa: F401
 
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    silent = {"huggingface_hub": logging.ERROR, "datasets": logging.CRITICAL}
+    logs = {logging.getLogger(name): level for name, level in silent.items()}
+    before = {log: log.level for log in logs}
     try:
+        for log, level in logs.items():
+            log.setLevel(level)
         yield
     finally:
-        log.setLevel(level)
+        for log, level in before.items():
+            log.setLevel(level)
 
 
 def _no_room(error: BaseException) -> int | None:
@@ -185,7 +209,7 @@ def _holds_text(kind: Any) -> bool:
     return getattr(inner, "dtype", None) in ("string", "large_string")
 
 
-def _read(rows: Any, source: str) -> Iterator[Entry | Bad]:
+def _read(rows: Any, source: str, folders: tuple[str, ...]) -> Iterator[Entry | Bad]:
     import datasets
 
     image, spoken = _columns(rows.features, source)
@@ -199,5 +223,5 @@ def _read(rows: Any, source: str) -> Iterator[Entry | Bad]:
         except ValueError as error:
             yield Bad(f"row {index}", str(error))
             continue
-        read = _HubImage(encoded, image, index)
+        read = _HubImage(encoded, image, index, folders)
         yield Entry(str(index), f"{source} row {index}", read, captions, {name: row[name] for name in meta})

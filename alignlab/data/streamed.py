@@ -78,8 +78,9 @@ def _read(stream: Any, count: int, images: list[str], base: str) -> Iterator[dic
     """Rows with their images' bytes, or without an image where it is not there. `base` is where the set's own files lie."""
     for row in islice(stream, count):  # its own `take` opens the next file too
         for column in images:
-            if (cell := row[column]) is not None and cell["bytes"] is None:
-                data = _fetched(cell["path"] or "", base)
+            if (cell := row[column]) is not None:
+                data = cell["bytes"] if cell["bytes"] is not None else _fetched(cell["path"] or "", base)
+                # Without its path, which the library would read in place of the bytes where it is a file of this machine.
                 row[column] = None if data is None else {"bytes": data, "path": None}
         yield row
 

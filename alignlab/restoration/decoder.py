@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from alignlab.models.mae import MAEEncoder, write_decoder
 from alignlab.paper import DECODER_RECIPE
 from alignlab.restoration.batches import picture_batches
-from alignlab.training import Recipe, adamw, autocast, descend, train
+from alignlab.training import Processes, Recipe, adamw, autocast, descend, processes, train
 
 LOSSES = ("l1", "l1+lpips")
 
@@ -62,7 +62,7 @@ class DecoderTuning:
 
     `perceptual(x, y)` gives the second term, `[B]` (None: without it). The encoder runs without gradients; the
     mask token and the fixed position codes are not trained. A decoder that predicted normalised patches learns to
-    predict plain pixels.
+    predict plain pixels. `among` several processes each is given its block of a batch.
     """
 
     def __init__(
@@ -71,8 +71,12 @@ class DecoderTuning:
         recipe: Recipe,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
         accumulate: int = 1,
+        among: Processes | None = None,
     ) -> None:
         self.encoder, self.recipe, self.perceptual, self.accumulate = encoder, recipe, perceptual, accumulate
+        self.among = among or Processes()
+        if recipe.batch < self.among.count:
+            raise ValueError(f"a batch of {recipe.batch} cannot be shared by {self.among.count} processes")
         encoder.model.config.norm_pix_loss = False
         decoder = encoder.model.decoder.requires_grad_(True)
         for fixed in (decoder.decoder_pos_embed, decoder.mask_token):
@@ -81,19 +85,18 @@ class DecoderTuning:
         self.optimisers: dict[str, torch.optim.Optimizer] = {"decoder": adamw(decoder, recipe)}
 
     def step(self, images: Tensor, done: float) -> dict[str, float]:
-        total = distance = 0.0
+        found = torch.zeros(2, device=images.device)
 
         def losses() -> Iterator[Tensor]:
-            nonlocal total, distance
             for part in images.chunk(self.accumulate):
-                share = len(part) / len(images)
+                share = len(part) / self.recipe.batch
                 l1, perceptual = self._compare(part)
-                distance += share * float(l1.detach())
-                total += share * float((l1 + perceptual).detach())
+                found.add_(share * torch.stack([l1 + perceptual, l1]).detach())
                 yield share * (l1 + perceptual)
 
-        descend(self.optimisers["decoder"], losses(), self.recipe.clip)
-        return {"loss": total, "l1": distance}
+        descend(self.optimisers["decoder"], losses(), self.recipe.clip, self.among)
+        loss, l1 = self.among.total(found).tolist()
+        return {"loss": loss, "l1": l1}
 
     def _compare(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The absolute error of `[B, 3, H, W]` as the decoder paints it, and LPIPS (0 without)."""
@@ -121,6 +124,7 @@ def tune(encoder: Any, run: Run) -> dict[str, Any]:
         from alignlab.restoration.perceptual import load_lpips
 
         perceptual = load_lpips("vgg", run.device)
+    among = processes(run.device)
     batches = picture_batches(
         run.data,
         encoder.image_size,
@@ -129,6 +133,7 @@ def tune(encoder: Any, run: Run) -> dict[str, Any]:
         crops=run.crops,
         all_items=run.all_items,
         workers=run.workers,
+        among=among,
     )
     about = {
         "encoder": encoder.checkpoint,
@@ -138,8 +143,9 @@ def tune(encoder: Any, run: Run) -> dict[str, Any]:
         "crops": run.crops,
         "held out": not run.all_items,
     }
-    goal = DecoderTuning(encoder, run.recipe, perceptual, run.accumulate)
+    goal = DecoderTuning(encoder, run.recipe, perceptual, run.accumulate, among)
     history = train(goal, batches, run.recipe, run.out, "fine-tune decoder", run.device, about)
     encoder.model.decoder.requires_grad_(False)
-    write_decoder(encoder, run.out)
+    if among.rank == 0:
+        write_decoder(encoder, run.out)
     return history

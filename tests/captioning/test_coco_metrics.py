@@ -89,6 +89,8 @@ def test_scores_are_pycocoevalcaps_own(capfd: pytest.CaptureFixture[str]) -> Non
         np.testing.assert_allclose(scores.items_of[name], items)
     assert scores["METEOR"] == pytest.approx(METEOR[0], rel=1e-9)
     np.testing.assert_allclose(scores.items_of["METEOR"][:8], METEOR[1])
+    again = coco_metrics(candidates[:30], references[:30])  # by the same program, which kept nothing of the first set
+    np.testing.assert_allclose(again.items_of["METEOR"], scores.items_of["METEOR"][:30])
     assert 0.02 < scores["BLEU-4"] < scores["BLEU-1"] < 1
 
 

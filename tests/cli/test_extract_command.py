@@ -1,7 +1,6 @@
 """`alignlab extract`: features that later commands find, files for other programs, and work shared by processes."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -70,32 +69,27 @@ def hashes(home):
     return {one["model"]: one["shards"] for one in manifests}
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_one_store_and_come_to_the_same(home, tmp_path, small_llm, blurs, count):
+def test_processes_share_one_store_and_come_to_the_same(home, tmp_path, small_llm, blurs, monkeypatch):
     pictures = str(blurs("pictures", 1100, (8, 8), "number {}\n"))  # five shards; the launcher trips over --n
     models = ["--encoder", "mae", "--llm", str(small_llm), "--data", pictures]
-    command = ["-m", "alignlab", "measure", *models, "--nulls", "5", "--resamples", "5"]
-    options = ["--multi_gpu", "--num_processes", str(count), "--main_process_port", "0"]
-    together = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *options, *command, "--out", str(tmp_path / "together")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env=together,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("Alignment with") == 1  # one of them speaks
+    command = ["-m", "alignlab", "measure", *models, "--nulls", "5", "--resamples", "5", "--out"]
     # As many threads as the launcher gives each: with another number of them sums are rounded differently.
-    alone = {**together, "ALIGNLAB_HOME": str(tmp_path / "other")}
-    command = [sys.executable, *command, "--out", str(tmp_path / "alone")]
-    assert subprocess.run(command, env=alone, capture_output=True, check=False).returncode == 0
-    shards = hashes(home)
-    assert {model: len(some) for model, some in shards.items()} == {"mae": 5, "small-llm": 5}
-    assert shards == hashes(tmp_path / "other")
-    ours, theirs = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("together", "alone"))
-    assert ours["pairs"] == theirs["pairs"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    pairs = {}
+    for count in (1, 2, 4):
+        options = ["--multi_gpu", "--num_processes", str(count), "--main_process_port", "0"]
+        launch = ["-m", "accelerate.commands.launch", *options] if count > 1 else []
+        monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / f"home-{count}"))
+        line = [sys.executable, *launch, *command, str(tmp_path / str(count))]
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("Alignment with") == 1  # one of them speaks
+        shards = hashes(tmp_path / f"home-{count}")
+        assert {model: len(some) for model, some in shards.items()} == {"mae": 5, "small-llm": 5}
+        assert shards == hashes(tmp_path / "home-1")
+        pairs[count] = json.loads((tmp_path / str(count) / "result.json").read_text())["pairs"]
+    assert pairs[1] == pairs[2] == pairs[4]
 
 
 def test_an_error_in_every_process_ends_the_launch_with_its_message(home, tmp_path):

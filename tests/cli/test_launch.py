@@ -19,12 +19,21 @@ def launched(count: int, *what: str) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", *options, *(what or ("-m", "alignlab"))]
 
 
-def done(*command: object) -> str:
-    # One thread each, as the launcher has it: with another number of them sums are rounded differently.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    made = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=False, timeout=600, env=environment
+def surroundings() -> dict[str, str]:
+    # One thread each, as the launcher has it: with another number of them sums are rounded differently. No Java: METEOR
+    # takes seconds to start.
+    path = os.path.dirname(sys.executable)
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def tried(*command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=600, env=surroundings()
     )
+
+
+def done(*command: object) -> str:
+    made = tried(*command)
     assert made.returncode == 0, made.stderr[-3000:]
     return made.stdout
 
@@ -113,8 +122,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(training, tm
     script.write_text(OFTEN)
     sizes = ["--steps", 60, "--batch-size", 4, "--warmup", 1, "--n", 2]
     command = list(map(str, [*launched(2, str(script)), *training, *sizes, "--out", out]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as run:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=surroundings()) as run:
         deadline = time.monotonic() + 240
         while not (out / "state.pt").exists() and run.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -131,11 +139,55 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(training, tm
         assert float((here[name] - x).norm()) <= 1e-5 * float(x.norm()), name
 
 
+CRASHING = """
+import os, sys
+from pathlib import Path
+from alignlab import training
+from alignlab.cli import run
+training.SAVE_EVERY = -1.0
+crashed, steps, add = Path(sys.argv.pop(1)), [], training.Processes.add
+def until_the_fifth(among, parameters):
+    steps.append(among.rank)
+    if len(steps) == 5 and among.rank == 1 and not crashed.exists():
+        crashed.touch()
+        raise RuntimeError("the second card is lost")
+    add(among, parameters)
+training.Processes.add = until_the_fifth
+raise SystemExit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("train", ["caption train", "restore decoder"])
+def test_a_crashed_process_ends_the_run_with_its_message_and_the_same_command_goes_on(train, models, photos, tmp_path):
+    import torch
+
+    script, out = tmp_path / "crashing.py", tmp_path / "together"
+    script.write_text(CRASHING)
+    chosen = [*models, "--judge", "none"] if train == "caption train" else [*models[:2], *models[4:], "--test", photos]
+    # Four items of five are learnt from: a last part of the batch that is smaller.
+    command = [*train.split(), *chosen, "--data", photos, "--steps", 12, "--batch-size", 5]
+    launch = [*launched(2, str(script)), tmp_path / "crashed", *command, "--out", out]
+    made = tried(*launch)
+    assert made.returncode != 0
+    assert "alignlab: the second card is lost" in made.stderr
+    assert not (out / "result.json").exists()
+    state = torch.load(out / "state.pt", weights_only=True)
+    assert state["step"] in (3, 4)  # the last one may not have been written
+    assert done(*launch).count("written:") == 1
+    done(*ALONE, *command, "--out", tmp_path / "alone")
+    assert files(out) == files(tmp_path / "alone")
+    folders = (out, tmp_path / "alone")  # of which the state has all digits
+    here, there = (torch.load(folder / "state.pt", weights_only=True)["modules"] for folder in folders)
+    for name, x in there.items():  # a key's bias has no gradient but rounding
+        assert float((here[name] - x).norm()) <= max(1e-5 * float(x.norm()), 1e-7), name
+    if train == "restore decoder":
+        for one in ("before", "after"):
+            ours, theirs = (next(iter(result(folder)["held_out"].values()))[one] for folder in folders)
+            assert ours == pytest.approx(theirs, rel=1e-5)
+
+
 def test_what_is_not_shared_is_refused(tmp_path):
-    command = [*launched(2), "data", "list"]
-    told = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    )
+    told = tried(*launched(2), "data", "list")
     assert told.returncode != 0
     assert "alignlab: data list does all of its work in every process; run it without a launcher" in told.stderr
     assert told.stdout == ""
@@ -165,6 +217,52 @@ def test_extraction(models, photos, tmp_path, monkeypatch):
         assert [len(one["shards"]) for one in whose] == [11, 11]
 
 
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from alignlab.cli import run
+from alignlab.features import store
+store.SHARD = 2
+killed, vouch = Path(sys.argv.pop(1)), store._vouch
+again = killed.exists()
+def once(*shard):
+    if not again and os.environ["RANK"] == "1":
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)  # with a shard written that nobody vouches for
+    vouch(*shard)
+    if not again:
+        time.sleep(240)  # which the launcher does not wait for
+store._vouch = once
+raise SystemExit(run(sys.argv[1:]))
+"""
+
+
+def test_a_killed_process_ends_an_extraction_and_the_same_command_goes_on(models, photos, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = ["extract", *models, "--data", photos, "--save", "--out"]
+    launch = [*launched(2, str(script)), tmp_path / "killed", *command, tmp_path / "together"]
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "home"))
+    made = tried(*launch)
+    assert made.returncode != 0
+    assert "SIGKILL" in made.stderr
+    assert not (tmp_path / "together" / "result.json").exists()
+    assert (tmp_path / "killed").exists()
+    (begun,) = (tmp_path / "home").rglob("manifest.json")
+    assert len(json.loads(begun.read_text())["shards"]) == 1  # the other process' own
+    done(*launch)
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "alone" / "home"))
+    done(*ALONE, *command, tmp_path / "alone")
+    there = sorted((tmp_path / "alone").glob("*.safetensors"))
+    assert len(there) == 2
+    for path in there:
+        ours, theirs = load_file(tmp_path / "together" / path.name), load_file(path)
+        assert ours.keys() == theirs.keys()
+        assert all((ours[key] == x).all() for key, x in theirs.items())
+
+
 SHARDS = """
 import sys
 from alignlab.cli import run
@@ -186,6 +284,24 @@ def test_evaluations(alone, photos, tmp_path):
         assert files(out) == files(tmp_path / "alone")
 
 
+def test_restored_pictures(alone, photos, tmp_path):
+    """Three by two processes, and by four, of which one has nothing to do."""
+    import numpy as np
+    from PIL import Image
+
+    pictures = sorted(photos.glob("*.png"))[:3]
+    command = ["restore", "apply", "--checkpoint", alone, "--dtype", "float32", "--device", "cpu", *pictures]
+    done(*ALONE, *command, "--out", tmp_path / "alone")
+    for count in (2, 4):
+        out = tmp_path / str(count)
+        assert done(*launched(count), *command, "--out", out).count("written:") == 1
+        assert files(out) == files(tmp_path / "alone")
+        assert result(out)["pictures"] == result(tmp_path / "alone")["pictures"]
+        for path in (tmp_path / "alone").glob("*.png"):
+            ours, theirs = (np.asarray(Image.open(folder / path.name)).astype(int) for folder in (out, path.parent))
+            assert abs(ours - theirs).max() <= 1, path.name  # of 255: a rounding
+
+
 def test_captions(models, photos, tmp_path):
     sizes = ["--steps", 4, "--batch-size", 6, "--warmup", 1]
     training = ["caption", "train", *models, "--data", photos, *sizes, "--judge", "none"]
@@ -200,22 +316,23 @@ def test_captions(models, photos, tmp_path):
     assert said["captions"] == alone["captions"]
     assert said["scores"] == alone["scores"]
     assert said["scores"]["generated"]
-    command = [
-        "caption",
-        "eval",
-        "--checkpoint",
-        tmp_path / "alone",
-        "--data",
-        photos,
-        "--judge",
-        "none",
-        "--dtype",
-        "float32",
-    ]
+    shared = ["--checkpoint", tmp_path / "alone", "--dtype", "float32", "--device", "cpu"]
+    command = ["caption", "eval", *shared, "--data", photos, "--judge", "none"]
     assert done(*launched(2), *command, "--out", tmp_path / "eval").count("written:") == 1
     (again,) = result(tmp_path / "eval")["results"]
     assert again["captions"] == alone["captions"]
     assert again["scores"] == alone["scores"]
+
+    command = ["caption", "generate", *shared, "--batch-size", 3]
+    done(*launched(4), *command, "--data", photos, "--out", tmp_path / "four")
+    done(*ALONE, *command, "--data", photos, "--out", tmp_path / "one")
+    lines = (tmp_path / "one" / "captions.jsonl").read_text()
+    assert (tmp_path / "four" / "captions.jsonl").read_text() == lines
+    captions = {one["id"]: one["caption"] for one in map(json.loads, lines.splitlines())}
+    assert len(captions) == 22
+    pictures = sorted(photos.glob("*.png"))[:5]
+    told = [f"{path}: {captions[path.name] or '(nothing)'}\n" for path in pictures]
+    assert done(*launched(2), *command, *pictures) == "".join(told)
 
 
 WAITING = """
@@ -240,8 +357,7 @@ def test_a_command_waits_for_another_with_all_its_processes(tmp_path):
     """Or its second process would work where its first one finds the work done, and wait for it for hours."""
     script, folder = tmp_path / "waiting.py", tmp_path / "run"
     script.write_text(WAITING)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with subprocess.Popen([sys.executable, str(script), str(folder), "20"], env=environment) as first:
+    with subprocess.Popen([sys.executable, str(script), str(folder), "20"], env=surroundings()) as first:
         deadline = time.monotonic() + 60
         while not (folder / ".lock").exists() and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -511,22 +511,30 @@ def test_hub_rows_without_caption_or_image(hub: Any, folder: Path, tmp_path: Pat
     assert ds.skipped[1] == Bad("3", "cannot be read (the row has no image)")
 
 
-def test_hub_images_that_are_no_files(hub: Any, tmp_path: Path) -> None:
-    """A cell of neither bytes nor a path, and the path of a pipe, which would never end."""
-    os.mkfifo(tmp_path / "pipe.png")
+def test_hub_images_that_are_no_files_of_the_set(hub: Any, folder: Path, tmp_path: Path) -> None:
+    """A cell of neither bytes nor a path, the path of a pipe, which would never end, and paths of others' pictures."""
     import pyarrow
     import pyarrow.parquet
 
     struct = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
     features = hub.Features({"image": hub.Image(), "caption": hub.Value("string")})
-    for path, reason in ((None, "the row has no image"), (str(tmp_path / "pipe.png"), "no ordinary file")):
-        images = pyarrow.array([{"bytes": None, "path": path}], struct)
-        table = pyarrow.table({"image": images, "caption": ["one"]}, features.arrow_schema)
-        place = tmp_path / ("with" if path else "without")
+    picture = folder / next(iter(COLOURS))
+    cases = {
+        "none": (None, "the row has no image"),
+        "pipe": (tmp_path / "pipe" / "pipe.png", "no ordinary file"),
+        "elsewhere": (picture, "the row names a file outside the set"),
+        "upwards": (tmp_path / "upwards" / ".." / folder.name / picture.name, "the row names a file outside the set"),
+    }
+    for name, (path, reason) in cases.items():
+        place = tmp_path / name
         place.mkdir()
+        images = pyarrow.array([{"bytes": None, "path": path and str(path)}], struct)
+        table = pyarrow.table({"image": images, "caption": ["one"]}, features.arrow_schema)
         pyarrow.parquet.write_table(table, place / "train.parquet")
+        if name == "pipe":
+            os.mkfifo(path)
         with pytest.raises(ValueError, match=reason):
-            load_dataset(f"hf:{place}").check()
+            load_dataset(f"hf:{place}")[0]
 
 
 def test_hub_without_network(hub: Any) -> None:
@@ -693,13 +701,17 @@ def test_a_slice_that_names_files_elsewhere(hub: Any, far: Path, folder: Path, t
     ]
     struct = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
     features = hub.Features({"image": hub.Image(), "caption": hub.Value("string")})
-    images = pyarrow.array([{"bytes": None, "path": str(name)} for name in names], struct)
-    table = pyarrow.table({"image": images, "caption": ["one"] * len(names)}, features.arrow_schema)
+    cells = [{"bytes": None, "path": str(name)} for name in names]
+    # Where both are given the library reads the file, if there is one.
+    blue = (folder / list(COLOURS)[2]).read_bytes()
+    images = pyarrow.array([*cells, {"bytes": blue, "path": str(secret)}], struct)
+    table = pyarrow.table({"image": images, "caption": ["one"] * (len(names) + 1)}, features.arrow_schema)
     for path in far.glob("*.parquet"):
         path.unlink()
     pyarrow.parquet.write_table(table, far / "train.parquet")
-    ds = load_dataset("hf:someone/squares:train[:6]", skip_bad=True)
-    assert [item.id for item in ds] == ["5"]
+    ds = load_dataset("hf:someone/squares:train[:7]", skip_bad=True)
+    assert [item.id for item in ds] == ["5", "6"]
+    assert [item.image.getpixel((0, 0)) for item in ds] == [(255, 0, 0), (0, 0, 255)]
     assert {bad.reason for bad in ds.skipped} == {"cannot be read (the row has no image)"}
 
 

@@ -10,6 +10,7 @@ import fuzz_checkpoints
 import fuzz_commands
 import fuzz_datasets
 import fuzz_features
+import fuzz_hub
 import fuzz_images
 import fuzz_results
 import pytest
@@ -34,6 +35,7 @@ SLOW = {
 KINDS = (
     *fuzz_images.KINDS,
     *fuzz_datasets.KINDS,
+    *fuzz_hub.KINDS,
     *fuzz_checkpoints.KINDS,
     *fuzz_features.KINDS,
     *fuzz_results.KINDS,
