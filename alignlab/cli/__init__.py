@@ -136,7 +136,8 @@ def run(arguments: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename:
             return _fail(f"{error.filename}: {error.strerror}", 1)
         if isinstance(error, OSError | RuntimeError | MemoryError):
-            return _fail(_first_line(error), 1)
+            lost = int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(name in str(error) for name in ("gloo", "NCCL"))
+            return _fail("another process of the launch has ended" if lost else _first_line(error), 1)
         kind = type(error).__name__
         return _fail(f"unexpected {kind}: {_first_line(error)} (ALIGNLAB_DEBUG=1 shows where)", 1)
     if status == INTERRUPTED:

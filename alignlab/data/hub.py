@@ -17,6 +17,7 @@ from alignlab.data.images import read_file
 from alignlab.data.streamed import load_streamed, sliced
 from alignlab.errors import causes
 
+BLOCK = 1000  # rows that are read at once
 _CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
 # Columns that hold captions, best first; caption_0, caption_1, ... come after them.
 _CAPTIONS = (
@@ -42,7 +43,7 @@ class _HubImage:
             raise FileNotFoundError("the row has no image")
         if cell["bytes"] is not None:
             return bytes(cell["bytes"])
-        if not any(os.path.abspath(cell["path"]).startswith(folder) for folder in self.folders):
+        if not os.path.realpath(cell["path"]).startswith(self.folders):
             raise FileNotFoundError("the row names a file outside the set")
         return read_file(cell["path"])
 
@@ -53,11 +54,10 @@ def _folders(name: str) -> tuple[str, ...]:
     import huggingface_hub.constants
 
     local = os.path.expanduser(name)
-    fetched = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
-    places = (local,) if os.path.isdir(local) else (*fetched, datasets.config.DOWNLOADED_DATASETS_PATH)
-    return tuple(
-        os.path.join(path, "") for place in places for path in (os.path.abspath(place), os.path.realpath(place))
-    )
+    # A folder may be a snapshot in the client's cache, of links to files elsewhere in it.
+    fetched = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
+    fetched += [local] if os.path.isdir(local) else [datasets.config.DOWNLOADED_DATASETS_PATH]
+    return tuple(os.path.join(os.path.realpath(place), "") for place in fetched)
 
 
 def open_hub(source: str) -> Opened:
@@ -216,7 +216,10 @@ def _read(rows: Any, source: str, folders: tuple[str, ...]) -> Iterator[Entry | 
     encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     plain = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Value)]
     meta = [name for name in plain if name not in spoken]
-    for index, row in enumerate(rows.select_columns([*spoken, *meta])):
+    for index, row in enumerate(_each(rows.select_columns([*spoken, *meta]))):
+        if row is None:
+            yield Bad(f"row {index}", "its text is not UTF-8")
+            continue
         try:
             said = row[spoken[0]] if len(spoken) == 1 else [row[name] for name in spoken if row[name]]
             captions = _filled(said)
@@ -225,3 +228,18 @@ def _read(rows: Any, source: str, folders: tuple[str, ...]) -> Iterator[Entry | 
             continue
         read = _HubImage(encoded, image, index, folders)
         yield Entry(str(index), f"{source} row {index}", read, captions, {name: row[name] for name in meta})
+
+
+def _each(rows: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows, read some at a time; None for one with text that cannot be read."""
+    for start in range(0, len(rows), BLOCK):
+        places = range(start, min(start + BLOCK, len(rows)))
+        try:
+            columns = rows[places.start : places.stop]
+            yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        except UnicodeDecodeError:
+            for place in places:
+                try:
+                    yield rows[place]
+                except UnicodeDecodeError:
+                    yield None

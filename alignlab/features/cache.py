@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignlab.features.store import SCHEMA, SHARD, is_being_written, is_whole
+from alignlab.features.store import SCHEMA, SHARD, is_whole, removing
 from alignlab.paths import home
 
 _NAME = re.compile(r"shard-\d{5,}\.safetensors")
@@ -81,9 +81,10 @@ def damaged(entry: Entry) -> Iterator[str]:
 
 def remove(entry: Entry) -> bool:
     """Delete a folder of the store; False, and nothing is deleted, while a run writes it."""
-    if is_being_written(entry.folder):
-        return False
-    shutil.rmtree(entry.folder)
-    for lock in entry.folder.parent.glob(f"{entry.folder.name}.*lock"):
-        lock.unlink(missing_ok=True)
-    return True
+    with removing(entry.folder) as free:
+        if free:
+            with contextlib.suppress(FileNotFoundError):  # another prune may have been faster
+                shutil.rmtree(entry.folder)
+            for lock in entry.folder.parent.glob(f"{entry.folder.name}.*lock"):
+                lock.unlink(missing_ok=True)
+    return free

@@ -7,9 +7,11 @@ manifest does not vouch for is computed again. Processes that want the same feat
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -95,11 +97,27 @@ def fill(
     Any number of processes may do so at once: each claims one shard after another, and takes over what another one leaves
     undone when it dies.
     """
+    folder = spec.folder
+    if _left(spec):  # a finished cache may be read-only
+        with _at_work(folder):
+            _fill(spec, compute, progress, waiting)
+    for left_over in (*folder.parent.glob(f"{folder.name}.*.lock"), *folder.glob(".*.tmp")):
+        with suppress(OSError):
+            left_over.unlink()  # nobody computes what is complete
+
+
+def _left(spec: Spec) -> list[int]:
+    """Shards that are not whole."""
+    hashes = _vouched(spec.folder, spec)
+    names = [_shard_name(number) for number in range(len(shard_ranges(spec.n)))]
+    return [number for number, name in enumerate(names) if not is_whole(spec.folder / name, hashes.get(name))]
+
+
+def _fill(
+    spec: Spec, compute: Callable[[range], Layers], progress: Callable[[int], None], waiting: Callable[[], None]
+) -> None:
     folder, ranges = spec.folder, shard_ranges(spec.n)
-    with _readable_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    hashes = _vouched(folder, spec)
-    left = [i for i in range(len(ranges)) if not is_whole(folder / _shard_name(i), hashes.get(_shard_name(i)))]
+    left = _left(spec)
     done = spec.n - sum(len(ranges[i]) for i in left)
     told = False
     while left:
@@ -125,9 +143,6 @@ def fill(
             told = True
             _claim(folder, taken[0], timeout=-1).release()  # until its owner is done with it, or dead
         left = taken
-    for left_over in (*folder.parent.glob(f"{folder.name}.*.lock"), *folder.glob(".*.tmp")):
-        with suppress(OSError):  # a finished cache may be read-only
-            left_over.unlink()  # nobody computes what is complete
 
 
 def _shard_name(number: int) -> str:
@@ -154,10 +169,9 @@ def _readable_errors(folder: Path) -> Iterator[None]:
         if error.filename is None and error.errno is None:
             raise
         reason = error.strerror or str(error)
+        advice = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise OSError(
-            error.errno,
-            f"cannot keep features ({reason}); free some space or point ALIGNLAB_HOME elsewhere",
-            str(folder),
+            error.errno, f"cannot keep features ({reason}); {advice}point ALIGNLAB_HOME elsewhere", str(folder)
         ) from error
 
 
@@ -189,11 +203,47 @@ def _vouch(folder: Path, spec: Spec, name: str, digest: str) -> None:
         _write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
 
 
-def is_being_written(folder: Path) -> bool:
-    """Whether a process holds the folder's manifest or one of its shards."""
+@contextmanager
+def _at_work(folder: Path) -> Iterator[None]:
+    """The folder, made where it is not there; `is_being_written` tells of it inside, between two shards too."""
+    with _readable_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        presence = _lock(folder, f"run-{uuid.uuid4().hex}.")
+        with _lock(folder):  # `removing` holds it until it is done
+            presence.acquire()
+            folder.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        presence.release()
+        with suppress(OSError):
+            Path(presence.lock_file).unlink()
+
+
+@contextmanager
+def removing(folder: Path) -> Iterator[bool]:
+    """Whether nobody writes the folder; then nobody begins to until the end."""
+    from filelock import Timeout
+
+    manifest = _lock(folder)
+    try:
+        manifest.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield not is_being_written(folder, but=Path(manifest.lock_file))
+    finally:
+        manifest.release()
+
+
+def is_being_written(folder: Path, but: Path | None = None) -> bool:
+    """Whether a process fills the folder, or holds its manifest or one of its shards (`but` one lock's file)."""
     from filelock import FileLock, Timeout
 
     for path in folder.parent.glob(f"{folder.name}.*lock"):
+        if path == but:
+            continue
         try:
             with FileLock(path).acquire(timeout=0):
                 pass

@@ -10,7 +10,7 @@ import torch
 from alignlab.cli import run
 from alignlab.data import load_dataset
 from alignlab.features import extract
-from alignlab.features.cache import entries
+from alignlab.features.cache import entries, remove
 
 
 class Colours:
@@ -125,6 +125,28 @@ def test_what_a_run_is_writing_is_left_alone(store, capsys):
         assert run(["cache", "prune", "--everything"]) == 0
     assert "left alone" in capsys.readouterr().out
     assert [entry.model for entry in entries()] == ["hues"]
+
+
+def test_what_a_run_fills_is_left_alone_between_two_shards(store, monkeypatch):
+    """When it holds none of them, and has written what would be lost."""
+    from alignlab.features import store as stored
+
+    fill, tried = stored._fill, []
+
+    def pruned(spec, compute, progress, waiting):
+        def told(done):
+            progress(done)
+            tried.extend(remove(entry) for entry in entries() if entry.model == "late")
+
+        fill(spec, compute, told, waiting)
+
+    monkeypatch.setattr(stored, "_fill", pruned)
+    assert len(extract(Colours("late"), store)) == 300
+    assert tried == [False, False]
+    (entry,) = [entry for entry in entries() if entry.model == "late"]
+    assert remove(entry)
+    assert remove(entry)  # as another prune may have done before
+    assert not list(entry.folder.parent.glob(f"{entry.folder.name}*"))
 
 
 @pytest.mark.parametrize(

@@ -524,6 +524,7 @@ def test_hub_images_that_are_no_files_of_the_set(hub: Any, folder: Path, tmp_pat
         "pipe": (tmp_path / "pipe" / "pipe.png", "no ordinary file"),
         "elsewhere": (picture, "the row names a file outside the set"),
         "upwards": (tmp_path / "upwards" / ".." / folder.name / picture.name, "the row names a file outside the set"),
+        "linked": (tmp_path / "linked" / "away" / picture.name, "the row names a file outside the set"),
     }
     for name, (path, reason) in cases.items():
         place = tmp_path / name
@@ -533,8 +534,26 @@ def test_hub_images_that_are_no_files_of_the_set(hub: Any, folder: Path, tmp_pat
         pyarrow.parquet.write_table(table, place / "train.parquet")
         if name == "pipe":
             os.mkfifo(path)
+        if name == "linked":
+            path.parent.symlink_to(folder)
         with pytest.raises(ValueError, match=reason):
             load_dataset(f"hf:{place}")[0]
+
+
+def test_hub_rows_whose_text_is_no_text(hub: Any, folder: Path, tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    said = pyarrow.array([b"red", b"\xff\xfe", b"blue"], pyarrow.binary())
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 3, said.buffers())
+    cells = [{"bytes": (folder / name).read_bytes(), "path": None} for name in COLOURS]
+    struct = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    features = hub.Features({"image": hub.Image(), "caption": hub.Value("string")})
+    table = pyarrow.table({"image": pyarrow.array(cells, struct), "caption": texts}, features.arrow_schema)
+    (tmp_path / "set").mkdir()
+    pyarrow.parquet.write_table(table, tmp_path / "set" / "train.parquet")
+    assert "row 1: its text is not UTF-8" in refusal(f"hf:{tmp_path / 'set'}")
+    assert load_dataset(f"hf:{tmp_path / 'set'}", skip_bad=True).captions == [("red",), ("blue",)]
 
 
 def test_hub_without_network(hub: Any) -> None:
