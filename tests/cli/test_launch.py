@@ -225,11 +225,13 @@ from alignlab.features import store
 store.SHARD = 2
 killed, vouch = Path(sys.argv.pop(1)), store._vouch
 again = killed.exists()
-def once(*shard):
+def once(folder, *shard):
     if not again and os.environ["RANK"] == "1":
+        while not (folder / "manifest.json").exists():  # until the other has a shard
+            time.sleep(0.05)
         killed.touch()
         os.kill(os.getpid(), signal.SIGKILL)  # with a shard written that nobody vouches for
-    vouch(*shard)
+    vouch(folder, *shard)
     if not again:
         time.sleep(240)  # which the launcher does not wait for
 store._vouch = once
