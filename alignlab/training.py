@@ -112,6 +112,11 @@ class Processes:
     rank: int = 0
     count: int = 1
 
+    def check(self, batch: int) -> None:
+        """ValueError for a batch in which not every process has an image."""
+        if batch < self.count:
+            raise ValueError(f"a batch of {batch} cannot be shared by {self.count} processes")
+
     def block(self, n: int) -> range:
         """This process' share of `n` places, those of one block."""
         return range(n * self.rank // self.count, n * (self.rank + 1) // self.count)

@@ -118,8 +118,7 @@ class Captioning:
     ) -> None:
         self.model, self.pairs, self.recipe, self.accumulate = model, pairs, recipe, accumulate
         self.among = among or Processes()
-        if recipe.batch < self.among.count:
-            raise ValueError(f"a batch of {recipe.batch} cannot be shared by {self.among.count} processes")
+        self.among.check(recipe.batch)
         self.modules = nn.ModuleDict({"model": model})
         optimiser = torch.optim.AdamW(
             list(model.trainable()), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay

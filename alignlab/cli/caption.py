@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from alignlab.cli.common import check_dtype, check_positive, check_recipe, check_whole, pick_dtype
+from alignlab.cli.common import check_dtype, check_positive, check_recipe, check_shared, check_whole, pick_dtype
 
 if TYPE_CHECKING:
     from alignlab.captioning.evaluation import Subjects
@@ -79,8 +79,7 @@ def train(
     check_dtype(dtype)
     where = pick_device(device)
     among = processes(where)
-    if among.count > 1 and out is None:  # a folder named after the time would be another one in each process
-        raise ValueError("--out is needed under accelerate launch, whose processes share the folder")
+    check_shared(out, among.count)
     for source in (data, *test):  # what is wrong shows before a folder is made
         load_dataset(source)
     lab = _laboratory(encoder, llm, data)

@@ -111,6 +111,12 @@ def check_told_apart(models: Sequence[Any]) -> None:
             )
 
 
+def check_shared(out: Path | None, processes: int) -> None:
+    """Of a training: a folder named after the time would be another one in each process. Raises ValueError."""
+    if processes > 1 and out is None:
+        raise ValueError("--out is needed under accelerate launch, whose processes share the folder")
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Say that a result cannot be written before it is computed, not after. Raises OSError that names the option."""
     try:

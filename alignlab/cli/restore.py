@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from alignlab.cli.common import check_dtype, check_positive, check_recipe, check_whole, pick_dtype
+from alignlab.cli.common import check_dtype, check_positive, check_recipe, check_shared, check_whole, pick_dtype
 
 if TYPE_CHECKING:
     from alignlab.data.degradations import Task
@@ -83,8 +83,7 @@ def decoder(
     check_whole({"workers": workers, "seed": seed})
     where = pick_device(device)
     among = processes(where)
-    if among.count > 1 and out is None:  # a folder named after the time would be another one in each process
-        raise ValueError("--out is needed under accelerate launch, whose processes share the folder")
+    check_shared(out, among.count)
     plan = _recipe(recipe, tuple(data), bool(test), steps, epochs, batch_size, lr, seed)
     for source in (*data, *test):  # what is wrong shows before a folder is made
         load_dataset(source, captions=False)
@@ -193,8 +192,7 @@ def train(
     for source in data:  # what is wrong shows before a folder is made
         load_dataset(source, captions=False)
     among = processes(where)
-    if among.count > 1 and out is None:  # a folder named after the time would be another one in each process
-        raise ValueError("--out is needed under accelerate launch, whose processes share the folder")
+    check_shared(out, among.count)
     try:
         choices = Design(
             how=how,

@@ -98,9 +98,10 @@ def fill(
     undone when it dies.
     """
     folder = spec.folder
-    if _left(spec):  # a finished cache may be read-only
+    if left := _left(spec):  # a finished cache may be read-only
         with _at_work(folder):
-            _fill(spec, compute, progress, waiting)
+            pruned = not any(folder.iterdir())  # since the look
+            _fill(spec, list(range(len(shard_ranges(spec.n)))) if pruned else left, compute, progress, waiting)
     for left_over in (*folder.parent.glob(f"{folder.name}.*.lock"), *folder.glob(".*.tmp")):
         with suppress(OSError):
             left_over.unlink()  # nobody computes what is complete
@@ -114,10 +115,13 @@ def _left(spec: Spec) -> list[int]:
 
 
 def _fill(
-    spec: Spec, compute: Callable[[range], Layers], progress: Callable[[int], None], waiting: Callable[[], None]
+    spec: Spec,
+    left: list[int],
+    compute: Callable[[range], Layers],
+    progress: Callable[[int], None],
+    waiting: Callable[[], None],
 ) -> None:
     folder, ranges = spec.folder, shard_ranges(spec.n)
-    left = _left(spec)
     done = spec.n - sum(len(ranges[i]) for i in left)
     told = False
     while left:

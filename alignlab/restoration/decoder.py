@@ -75,8 +75,7 @@ class DecoderTuning:
     ) -> None:
         self.encoder, self.recipe, self.perceptual, self.accumulate = encoder, recipe, perceptual, accumulate
         self.among = among or Processes()
-        if recipe.batch < self.among.count:
-            raise ValueError(f"a batch of {recipe.batch} cannot be shared by {self.among.count} processes")
+        self.among.check(recipe.batch)
         encoder.model.config.norm_pix_loss = False
         decoder = encoder.model.decoder.requires_grad_(True)
         for fixed in (decoder.decoder_pos_embed, decoder.mask_token):

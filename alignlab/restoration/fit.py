@@ -80,8 +80,7 @@ class Restoring:
     def __init__(self, model: Restorer, recipe: Recipe, accumulate: int = 1, among: Processes | None = None) -> None:
         self.model, self.recipe, self.accumulate = model, recipe, accumulate
         self.among = among or Processes()
-        if recipe.batch < self.among.count:
-            raise ValueError(f"a batch of {recipe.batch} cannot be shared by {self.among.count} processes")
+        self.among.check(recipe.batch)
         self.modules = nn.ModuleDict({"model": model})
         optimiser = torch.optim.AdamW(
             list(model.trainable()), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay

@@ -133,12 +133,12 @@ def test_what_a_run_fills_is_left_alone_between_two_shards(store, monkeypatch):
 
     fill, tried = stored._fill, []
 
-    def pruned(spec, compute, progress, waiting):
+    def pruned(spec, left, compute, progress, waiting):
         def told(done):
             progress(done)
             tried.extend(remove(entry) for entry in entries() if entry.model == "late")
 
-        fill(spec, compute, told, waiting)
+        fill(spec, left, compute, told, waiting)
 
     monkeypatch.setattr(stored, "_fill", pruned)
     assert len(extract(Colours("late"), store)) == 300

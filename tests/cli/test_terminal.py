@@ -103,3 +103,16 @@ def test_tables_align_in_a_pipe_whatever_the_terminal_was(arguments):
 
 def test_a_console_in_a_pipe_is_wide_enough_for_a_table():
     assert console().width >= 132
+
+
+def test_a_process_whose_sibling_has_ended_says_so(monkeypatch, capsys):
+    """And not in the words of the library between them; the sibling's own message is there too."""
+    from alignlab import cli
+
+    def lost(*_, **__):
+        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+
+    monkeypatch.setattr(cli, "app", lost)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.run(["extract"]) == 1
+    assert capsys.readouterr().err == "alignlab: another process of the launch has ended\n"

@@ -44,12 +44,12 @@ def parquet(draw: st.DrawFn) -> dict[str, bytes]:
         count = draw(st.sampled_from((0, 1, 2, 3, 3)))
         cells = [{"bytes": draw(encoded), "path": draw(some(paths, None))} for _ in range(count)]
         said = [draw(some(texts, None)) for _ in range(count)]
-        said = [one and one.encode("utf-8", "replace").decode() for one in said]  # Parquet's texts are valid
-        words = pyarrow.array([[one, one] for one in said], pyarrow.list_(pyarrow.string()))
-        columns = {
-            "image": pyarrow.array(cells, struct),
-            name: words if many else pyarrow.array(said, pyarrow.string()),
-        }
+        plain = [one and one.encode("utf-8", "replace").decode() for one in said]
+        words = pyarrow.array([[one, one] for one in plain], pyarrow.list_(pyarrow.string()))
+        # Text that is no UTF-8 is written by few, but read.
+        raw = pyarrow.array([one and one.encode("utf-8", "surrogatepass") for one in said], pyarrow.binary())
+        alone = pyarrow.Array.from_buffers(pyarrow.string(), count, raw.buffers(), raw.null_count, raw.offset)
+        columns = {"image": pyarrow.array(cells, struct), name: words if many else alone}
         if label:
             columns["label"] = pyarrow.array(
                 [draw(st.sampled_from((0, -1, None))) for _ in range(count)], pyarrow.int64()
