@@ -336,18 +336,19 @@ def answer(points: Sequence[Point], found: Sequence[Correlation]) -> str:
         return "no correlation can be tested"
     clear = {test.r > 0 for _, test, sure in tests if sure and test.r is not None}
     if clear == {True}:
-        verdict = "better aligned, better restored"
+        verdict = "yes, better aligned is better restored"
     elif clear == {False}:
-        verdict = "no, where anything is clear better aligned is worse restored"
+        verdict = "no, where it is clear, better aligned is worse restored"
     elif clear:
-        verdict = "scores disagree"
+        verdict = "the scores of alignment disagree"
     else:
         verdict = "no correlation is clear"
     encoders = len(set(owners(points)))
     where = "within encoders" if any(one.within is not None for one in found) else "over points"
     values = ", ".join(f"{score} {test.r:+.2f} (p {test.p:.2g})" for score, test, _ in tests)
-    between = f"; {encoders} encoders cannot tell of encoders" if where == "within encoders" and encoders < FEW else ""
-    return f"{verdict}; by Spearman, {where}: {values}{between}"
+    few = where == "within encoders" and encoders < FEW
+    between = f"; {encoders} encoders are not enough to compare encoders" if few else ""
+    return f"{verdict} (Spearman {where}: {values}){between}"
 
 
 def scatter(points: Sequence[Point], found: Sequence[Correlation], label: str, title: str) -> Figure:

@@ -19,9 +19,9 @@ TEXT = 50  # tokens of a probe's sequence that are no picture: some 25 around it
 WORDS = 32  # tokens of a caption when it is aligned
 
 FORMULAS = (
-    f"Training an image: 4 x (T + {TEXT}) x parameters of the language model (forward, and backward to its inputs; it is frozen), "
+    f"Training a captioning probe on an image: 4 x (T + {TEXT}) x parameters of the language model (forward, and backward to its inputs; it is frozen), "
     "2 x T x parameters of the encoder, 6 x T x parameters of the linear layer; T visual tokens.",
-    f"Measuring an image: 2 x (T + {TEXT}) x parameters of the language model, keys and values kept, and the encoder. Aligning an "
+    f"Captioning an image: 2 x (T + {TEXT}) x parameters of the language model, keys and values kept, and the encoder. Aligning an "
     f"item: 2 x {WORDS} tokens x parameters of the language model, and the encoder.",
     f"Memory: encoder in float32 + language model + the larger of training ({ACTIVATIONS} bytes x tokens x blocks x "
     f"width, and {SCORES} x tokens squared x blocks x heads of {HEAD}, for each image of a part of the batch) and measuring (keys "

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from alignlab.provenance import environment, shown, shown_model
 from alignlab.training import Recipe, dtype_of, in_turn, processes
 
 NAME, TITLE = "table4", "Table 4: alignment of encoders with a language model"
+TABLE_SCHEMA = "alignlab.reproduce-table4/1"
 METRICS = {"M-kNN": "mutual_knn", "CKA": "cka"}  # the paper's column -> its metric
 K, NULLS, RESAMPLES = 10, 200, 200
 ALIGNED, ALIGNED_SCHEMA = "alignment.json", "alignlab.table4-alignment/1"
@@ -239,7 +240,8 @@ def _called(source: str) -> str:
 class Place:
     """A row, the folder of its run, and how far that is: `steps` are trained, captions are measured, layers are aligned.
 
-    `another`: another run lies there, or a damaged one.
+    `another`: another run lies there, or a damaged one. `kept` is the row of an earlier result, where its run is not finished
+    here.
     """
 
     row: Row
@@ -248,10 +250,18 @@ class Place:
     captioned: bool = False
     aligned: bool = False
     another: bool = False
+    kept: dict[str, Any] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to train or measure."""
+        return self.state not in ("done", "kept")
 
     @property
     def state(self) -> str:
-        """ "done", "partly", "to do" or "another run"."""
+        """ "done", "kept", "partly", "to do" or "another run"."""
+        if self.kept is not None:
+            return "kept"
         if self.another:
             return "another run"
         if self.captioned and self.aligned:
@@ -259,8 +269,12 @@ class Place:
         return "partly" if self.steps or self.captioned or self.aligned else "to do"
 
 
-def places(rows: Sequence[Row], lab: Lab, runs: Path) -> list[Place]:
-    """Where each row's run lies and how far it is; no model is loaded. ValueError for two rows with one folder."""
+def places(
+    rows: Sequence[Row], lab: Lab, runs: Path, earlier: Mapping[str, dict[str, Any]] | None = None
+) -> list[Place]:
+    """Where each row's run lies and how far it is; no model is loaded. A row that is in `earlier`, by its run, is kept where
+    that is not finished here. ValueError for two rows with one folder.
+    """
     found: dict[str, Place] = {}
     for row in rows:
         name = folder(row, lab)
@@ -268,8 +282,50 @@ def places(rows: Sequence[Row], lab: Lab, runs: Path) -> list[Place]:
             raise ValueError(
                 f"{row.name} and {found[name].row.name} would share the folder {name}; rename one's folder"
             )
-        found[name] = _standing(row, runs / name)
+        place, before = _standing(row, runs / name), (earlier or {}).get(name)
+        stands = before is not None and place.state != "done" and _is_row(before, row)
+        found[name] = replace(place, kept=before) if stands else place
     return list(found.values())
+
+
+def read_earlier(folder: Path) -> dict[str, dict[str, Any]]:
+    """The finished rows of a result that lies in `folder`, by their runs; none where there is no result of this table.
+
+    ValueError for a damaged one.
+    """
+    path = folder / RESULT
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        if (found["schema"], found["target"]) != (TABLE_SCHEMA, NAME):
+            return {}
+        return {str(row["run"]): row for row in found["rows"] if row["status"] == "done"}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged, and its rows cannot be kept ({error}); delete it, or choose another --out"
+        ) from error
+
+
+def _is_row(before: dict[str, Any], row: Row) -> bool:
+    """Whether a row of an earlier result is of the same probe and alignment, measured on the same images."""
+    one = row.experiment
+    try:
+        theirs = {**before["recipe"], "dtype": one.recipe.dtype}  # the machine's, and makes no other row of it
+        same: tuple[tuple[Any, Any], ...] = (
+            (before["design"], one.design.plain()),
+            (theirs, asdict(one.recipe)),
+            (before["subset"], one.subset),
+            (before["data"]["name"], shown(one.data)),
+            (before["evaluation"]["n"], one.n),
+            (before["evaluation"]["data"]["fingerprint"], load_dataset(one.measured[0]).fingerprint),
+            (before["alignment"]["of"], _alignment_of(row)),
+        )
+        if Path(one.data).exists():  # a set that goes by a name is the same wherever it is rendered
+            same += ((before["data"]["fingerprint"], load_dataset(one.data).fingerprint),)
+    except (KeyError, TypeError):
+        return False
+    return all(json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True) for a, b in same)
 
 
 def _standing(row: Row, where: Path) -> Place:
@@ -358,7 +414,10 @@ def perform(place: Place, *, device: str = "cpu", accumulate: int = 1, laborator
     Errors as `experiment.run`, `extract` and `align`.
     """
     among = processes(device)
-    if among.share(place.state) == "done":  # another command may have finished it between two processes' looks
+    if among.share(place.state) in (
+        "done",
+        "kept",
+    ):  # another command may have finished it between two processes' looks
         return
     with in_turn(place.where, among):
         if among.rank == 0 and read_alignment(place.row, place.where) is None:

@@ -34,7 +34,7 @@ def gather(found: Sequence[Place]) -> list[dict[str, Any]]:
 
     ValueError where two rows have one model or judge by name that is not the same by its weights.
     """
-    rows = [_row(place) for place in found]
+    rows = [_row(place) if place.kept is None else _kept(place.kept) for place in found]
     seen: dict[str, tuple[str, str]] = {}
     for row in rows:
         for what, value in row.pop("models"):
@@ -45,6 +45,17 @@ def gather(found: Sequence[Place]) -> list[dict[str, Any]]:
                     "the older one's folder and run it again"
                 )
     return rows
+
+
+def _kept(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of an earlier result, with the models that it is of."""
+    frozen, evaluation = row["frozen"], row["evaluation"]
+    models = [(f"encoder of {row['name']}", frozen["encoder"]), ("llm", frozen["llm"])]
+    models += [("judge", str(evaluation["judge"])), ("test data", evaluation["data"]["fingerprint"])]
+    for metric in METRICS.values():
+        pair = row["alignment"][metric]
+        models += [(f"encoder of {row['name']}", pair["checkpoint"]), ("llm", pair["llm_checkpoint"])]
+    return {**row, "models": models}
 
 
 def _row(place: Place) -> dict[str, Any]:

@@ -39,7 +39,7 @@ Can the language model read the encoder?  alignlab caption train --help
 
 Can it write the encoder's features?  alignlab restore train --help
 
-A page of the results:  alignlab report runs/*
+A page of the results:  alignlab report runs
 """
 QUESTIONS, INSIDE, TOGETHER, PARTS = "The three questions", "Look inside", "Put together", "Models, data, this machine"
 

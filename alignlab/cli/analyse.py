@@ -7,7 +7,9 @@ import typer
 from alignlab.cli import analyse_adapters, analyse_compute, analyse_correlation
 
 app = typer.Typer(
-    help="What adapters learnt, what a run costs, and whether alignment predicts restoration.", no_args_is_help=True
+    help="What adapters learnt, what a run costs, and whether alignment predicts restoration.\n\n"
+    "Example: alignlab analyse adapters denoise-mae-smollm2",
+    no_args_is_help=True,
 )
 
 

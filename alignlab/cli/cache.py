@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from alignlab.features.cache import Entry
 
 app = typer.Typer(
-    help="The features that earlier runs have computed: list them, check every byte, throw some away.",
+    help="The features that earlier runs have computed: list them, check every byte, throw some away.\n\n"
+    "Example: alignlab cache list",
     no_args_is_help=True,
 )
 DAY = 86_400

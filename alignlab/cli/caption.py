@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from alignlab.training import Recipe
 
 app = typer.Typer(
-    help="Can a frozen language model read a frozen encoder through one linear layer? Train it, caption, score.",
+    help="Can a frozen language model read a frozen encoder through one linear layer? Train it, caption, score.\n\n"
+    "Example: alignlab caption train --encoder mae --llm smollm2 --data scenes-train --out runs/caption-mae",
     no_args_is_help=True,
 )
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def console() -> Console:
     """For tables on stdout: as wide as the terminal, and wide enough for a table in a file or pipe."""
-    from rich.console import Console
+    from alignlab.cli.screen import Screen
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 132)
+    return Screen(highlight=False, width=None if sys.stdout.isatty() else 132)
 
 
 def output_folder(out: Path | None, command: str) -> Path:

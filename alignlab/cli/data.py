@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from alignlab.data.named import NamedData
 
 app = typer.Typer(
-    help="The data sets that go by a name (list, show), and new ones of rendered scenes (render).", no_args_is_help=True
+    help="The data sets that go by a name (list, show), and new ones of rendered scenes (render).\n\n"
+    "Example: alignlab data show scenes --items 3",
+    no_args_is_help=True,
 )
 
 

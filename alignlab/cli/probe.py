@@ -6,7 +6,10 @@ import typer
 
 from alignlab.cli import probe_induction, probe_layers, probe_linear
 
-app = typer.Typer(help="Look into a frozen language model layer by layer.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look into a frozen language model layer by layer.\n\nExample: alignlab probe linear --encoder mae --llm smollm2",
+    no_args_is_help=True,
+)
 
 
 @app.callback()

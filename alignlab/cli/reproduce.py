@@ -69,6 +69,7 @@ def reproduce(
     Example: alignlab reproduce table3 --lab embedded --dry-run
     """
     from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
+    from alignlab.provenance import environment
     from alignlab.restoration import earlier, reproduction, targets
     from alignlab.restoration.estimate import needs
     from alignlab.training import processes
@@ -112,7 +113,9 @@ def reproduce(
     if dry_run:
         described = plan(what, laboratory, found, parts, None if lab == "paper" else pick_device(device))
         if json_file is not None:
-            write_json(json_file, described)
+            write_json(
+                json_file, {**described, "environment": environment("cpu" if lab == "paper" else pick_device(device))}
+            )
         show_plan(console(), described)
         return
     todo = [place.row.experiment for place in found if place.is_open]

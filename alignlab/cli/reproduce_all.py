@@ -183,6 +183,7 @@ def reproduce_all(
 ) -> None:
     """The command. Results go to `out`/results, the page to `out`/LAB.html."""
     from alignlab.cli.common import check_writable, console, pick_device, write_json
+    from alignlab.provenance import environment
     from alignlab.report import write_report
 
     folder = out or Path("reports")
@@ -191,7 +192,8 @@ def reproduce_all(
     if dry_run:
         described = plan(lab, results, where, n, seed, accumulate, None if lab.name == "paper" else pick_device(device))
         if json_file is not None:
-            write_json(json_file, described)
+            where_from = environment("cpu" if lab.name == "paper" else pick_device(device))
+            write_json(json_file, {**described, "environment": where_from})
         show_plan(console(), described)
         return
     check_writable(folder, "--out")
@@ -250,10 +252,8 @@ def plan(
         plans.append(reproduce.plan(what, lab, found, parts, device))
     laboratory = table4.open_lab(lab.name)
     rows4 = table4.table(laboratory, n=n, seed=seed)
-    plans.append(reproduce_table4.plan(laboratory, table4.places(rows4, laboratory, runs), parts, device))
-    if rows_done(results / reproduce.TABLE4, {"lab": lab.name, "n": n, "seed": seed})[1]:
-        for row in plans[-1]["rows"]:
-            row |= {"state": "kept", "hours_left": 0.0}
+    before4 = table4.read_earlier(results / table4.NAME)
+    plans.append(reproduce_table4.plan(laboratory, table4.places(rows4, laboratory, runs, before4), parts, device))
     rows: dict[str, dict[str, Any]] = {}
     for one in plans:
         for row in one["rows"]:

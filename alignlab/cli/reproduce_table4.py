@@ -11,8 +11,6 @@ import typer
 if TYPE_CHECKING:
     from alignlab.captioning.table4 import Lab, Place, Row
 
-SCHEMA = "alignlab.reproduce-table4/1"
-
 
 def reproduce_table4(
     lab: str,
@@ -29,22 +27,26 @@ def reproduce_table4(
     from alignlab.captioning import table4
     from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
     from alignlab.cli.reproduce import refuse_what_cannot_run
+    from alignlab.provenance import environment
     from alignlab.training import processes
 
     laboratory = table4.open_lab(lab)
     rows = table4.table(laboratory, **wanted)
     where = runs or Path("runs") / "reproduce" / lab
     parts = accumulate or laboratory.accumulate
-    found = table4.places(rows, laboratory, where)
+    earlier = {} if out is None else table4.read_earlier(out)
+    found = table4.places(rows, laboratory, where, earlier)
     if dry_run:
         described = plan(laboratory, found, parts, None if lab == "paper" else pick_device(device))
         if json_file is not None:
-            write_json(json_file, described)
+            write_json(
+                json_file, {**described, "environment": environment("cpu" if lab == "paper" else pick_device(device))}
+            )
         show_plan(console(), described)
         return
-    todo = [place.row for place in found if place.state != "done"]
+    todo = [place.row for place in found if place.is_open]
     if todo and not no_train:
-        table4.refuse_others(found)
+        table4.refuse_others([place for place in found if place.is_open])
         table4.check_encoders(todo, laboratory, pick_device(device))
         refuse_what_cannot_run(
             lab, _needs(todo, laboratory), _sources(todo), device, "--data, --test and --align-on name"
@@ -58,10 +60,10 @@ def reproduce_table4(
     whose = laboratory.whose(rows)
     if not no_train:
         for number, place in enumerate(found, 1):
-            if first and place.state != "done":
+            if first and place.is_open:
                 typer.echo(f"run {number} of {len(found)}: {place.row.name} -> {place.where}", err=True)
             table4.perform(place, device=chosen, accumulate=parts, laboratory=whose)
-        found = table4.places(rows, laboratory, where)
+        found = table4.places(rows, laboratory, where, earlier)
     if not first:
         return
     whole = table4.table(laboratory, **{**wanted, "only": ()})
@@ -117,14 +119,15 @@ def plan(lab: Lab, found: Sequence[Place], parts: int, device: str | None) -> di
             "aligned": place.aligned,
             "tflop": None,
             "memory_gb": None,
-            "hours_left": 0.0 if place.state == "done" else None,
+            "hours_left": None if place.is_open else 0.0,
         }
         if (cost := estimate.cost(one, parts, dtype)) is not None:
             align = estimate.alignment_flop(place.row.encoder, one.design.llm, named.items if named else 0)
             row |= {"tflop": (cost.train + cost.measure + align) / 1e12, "memory_gb": cost.memory / 1e9}
             measure = (0.0 if place.captioned else cost.measure) + (0.0 if place.aligned else align)
             left = 0.0 if place.captioned else 1 - place.steps / one.recipe.steps
-            row["hours_left"] = seconds(replace(cost, measure=measure), left, rate) / 3600
+            if place.is_open:
+                row["hours_left"] = seconds(replace(cost, measure=measure), left, rate) / 3600
         rows.append(row)
     sources = _sources([place.row for place in found])
     return {
@@ -199,8 +202,12 @@ def result(
 
     rows, whose = gather(found), lab.whose([place.row for place in found])
     pictures = [f"{table4.NAME}.png"]
+    if kept := [place.row.name for place in found if place.kept is not None]:
+        typer.echo(f"kept from {folder / 'result.json'}, as no such run is under --runs: {', '.join(kept)}", err=True)
     for place, row in zip(found, rows, strict=True):
-        if "evaluation" in row:
+        if place.kept is not None:  # its pictures lie in the folder
+            pictures.append(row["picture"])
+        elif "evaluation" in row:
             name = f"captions-{table4.slug(row['name'])}.jpg"
             shutil.copyfile(place.where / row["evaluation"]["picture"], folder / name)
             row["picture"] = name
@@ -216,7 +223,7 @@ def result(
         f"{table4.TITLE}; {_LABS.get(whose, 'own data or encoders')}",
     )
     return {
-        "schema": SCHEMA,
+        "schema": table4.TABLE_SCHEMA,
         "target": table4.NAME,
         "title": table4.TITLE,
         "laboratory": whose,

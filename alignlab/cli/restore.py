@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from alignlab.training import Recipe
 
 app = typer.Typer(
-    help="Restore images through a frozen language model: train, eval, apply; decoder prepares a MAE for it.",
+    help="Restore images through a frozen language model: train, eval, apply; decoder prepares a MAE for it.\n\n"
+    "Example: alignlab restore apply noisy.png --task denoise --checkpoint denoise-mae-smollm2",
     no_args_is_help=True,
 )
 

@@ -21,6 +21,7 @@ from alignlab.report.blocks import Figure, Hover, number
 
 INK, FAINT = "#010101", "#020202"  # never drawn so: the page's own colours take their place
 SERIES = ("#2f7fd1", "#d1660f", "#2a9d4e", "#9557c7", "#c2378b", "#8a7a2b", "#16949c", "#c0392b")
+STROKES = ("-", "-.", ":")  # of curves beyond the colours
 MARK = "#ff3b30"
 _STYLE = {
     "svg.fonttype": "none",
@@ -182,7 +183,9 @@ def _box(axes: Axes) -> tuple[float, float, float, float]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Values along `at`, with intervals where there are any; `level` is a horizontal line with its band instead."""
+    """Values along `at`, with intervals where there are any; `level` is a horizontal line with its band instead. One without
+    a `label` is not in the legend.
+    """
 
     label: str
     at: Sequence[float] = ()
@@ -192,13 +195,18 @@ class Curve:
     band: tuple[float, float] | None = None
     colour: str = ""
     dashed: bool = False
+    stroke: str = "-"
 
 
-def curves(panels: Mapping[str, Sequence[Curve]], ylabel: str, *, alt: str, caption: str, share: bool = True) -> Figure:
+def curves(
+    panels: Mapping[str, Sequence[Curve]], ylabel: str, *, alt: str, caption: str, share: bool = True, log: bool = False
+) -> Figure:
     """Panels (the label of their x axis -> curves) side by side, one legend below."""
     with style():
         wide = 4.6 * len(panels) + (1.0 if len(panels) == 1 else 0.4)
-        drawing = Drawing(figsize=(wide, 3.4), layout="constrained")
+        labels = {short(curve.label, 40) for found in panels.values() for curve in found if curve.label}
+        rows = len(labels) / max(1, int(15 * wide / max(map(len, labels), default=1)) // 2)  # of the legend, about
+        drawing = Drawing(figsize=(wide, 3.4 + 0.17 * max(0.0, rows - 2)), layout="constrained")
         grid = drawing.subplots(1, len(panels), sharey=share, squeeze=False)[0]
         colours: dict[str, str] = {}
         handles: dict[str, Artist] = {}
@@ -206,8 +214,11 @@ def curves(panels: Mapping[str, Sequence[Curve]], ylabel: str, *, alt: str, capt
             for curve in found:
                 colour = curve.colour or colours.setdefault(curve.label, SERIES[len(colours) % len(SERIES)])
                 line = _curve(axes, curve, colour)
-                handles.setdefault(short(curve.label, 40), line)
+                if curve.label:
+                    handles.setdefault(short(curve.label, 40), line)
             axes.set_xlabel(short(xlabel, 40))
+            if log:
+                axes.set_yscale("log")
         grid[0].set_ylabel(short(ylabel, 48))
         _legend(drawing, handles)
         return Figure(svg(drawing), alt, caption, least=300 * len(panels) if len(panels) > 1 else 420)
@@ -225,14 +236,14 @@ def _legend(drawing: Drawing, handles: Mapping[str, Artist]) -> None:
 
 
 def _curve(axes: Axes, curve: Curve, colour: str) -> Artist:
-    stroke = "--" if curve.dashed else "-"
+    stroke = "--" if curve.dashed else curve.stroke
     if curve.level is not None:
         if curve.band is not None:
             axes.axhspan(*curve.band, color=colour, alpha=0.18, linewidth=0)
         return axes.axhline(curve.level, color=colour, linestyle=stroke, linewidth=1.4)
     kept = [(x, y) for x, y in zip(curve.at, curve.values, strict=True) if y is not None]
     (line,) = (
-        axes.plot(*zip(*kept, strict=True), stroke, color=colour, marker=".", linewidth=1.6)
+        axes.plot(*zip(*kept, strict=True), stroke, color=colour, marker="." if len(kept) < 100 else "", linewidth=1.6)
         if kept
         else axes.plot([], [])
     )

@@ -22,6 +22,8 @@ def file_of(node: Node, folder: Path) -> Path | None:
     """The picture that a result names; None and a gap where it is not there, or not beside the result."""
     name = node.text(default="")
     if not name:
+        if node.value == "":
+            node.gaps.append(f"{node.place} names no picture")
         return None
     if Path(name).name != name or name.startswith("."):
         node.gaps.append(f"{node.place} is {name!r}, which is not beside the result")

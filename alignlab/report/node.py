@@ -25,31 +25,40 @@ class Node:
     value: Any
     gaps: list[str] = field(default_factory=list)
     place: str = ""
-    there: bool = True
+    absent: str = ""  # the first part on the way here that is not there
+
+    @property
+    def there(self) -> bool:
+        return not self.absent
 
     def __getitem__(self, key: str | int) -> Node:
         name = f"[{key}]" if isinstance(key, int) else f".{key}" if self.place else key
         try:
             return Node(self.value[key], self.gaps, self.place + name)
         except (KeyError, IndexError, TypeError):
-            return Node(None, self.gaps, self.place + name, there=False)
+            return Node(None, self.gaps, self.place + name, self.absent or self.place + name)
+
+    def part(self, key: str) -> Node:
+        """`self[key]` of what not every result has: of an object without it null, which is no gap where that may be."""
+        absent = isinstance(self.value, dict) and key not in self.value
+        return Node(None, self.gaps, f"{self.place}.{key}") if absent else self[key]
 
     def __contains__(self, key: str) -> bool:
         return isinstance(self.value, dict) and self.value.get(key) is not None
 
     def _lacks(self, wanted: str, optional: bool) -> None:
-        if self.value is None and optional:
+        if self.there and self.value is None and optional:
             return
         told = f"{self.value!r}"
         self.gaps.append(
             f"{self.place} is {told if len(told) < 60 else told[:57] + '...'}, not {wanted}"
             if self.there
-            else f"{self.place} is missing"
+            else f"{self.absent} is missing"
         )
 
     def number(self, optional: bool = False) -> float | None:
-        """A finite number; None and a gap for anything else. Where `optional`, null and absence are no gaps."""
-        if _finite(self.value):
+        """A finite number; None and a gap for anything else. Where `optional`, null says that there is none, and is no gap."""
+        if finite(self.value):
             return float(self.value)
         self._lacks("a number", optional)
         return None
@@ -65,9 +74,8 @@ class Node:
         return default
 
     def texts(self) -> list[str]:
-        """The strings of a list; of a list that is not there, none."""
-        found = self.value if isinstance(self.value, list) else []
-        return [x for x in found if isinstance(x, str)]
+        """The strings of a list."""
+        return [one.text() for one in self.each()]
 
     def each(self, optional: bool = False) -> Iterator[Node]:
         """The members of a list."""
@@ -84,15 +92,16 @@ class Node:
             self._lacks("an object", optional)
 
     def interval(self) -> tuple[float, float] | None:
-        """Two finite numbers, or None without a gap: an interval is often not there."""
+        """Two finite numbers; None for null, and with a gap for anything else."""
         found = self.value
-        if isinstance(found, list | tuple) and len(found) == 2 and all(_finite(x) for x in found):
+        if isinstance(found, list) and len(found) == 2 and all(finite(x) for x in found):
             return float(found[0]), float(found[1])
+        self._lacks("an interval", optional=True)
         return None
 
     def numbers(self) -> list[float | None]:
-        """A list of numbers, None where one is not; empty with a gap for what is no list."""
-        return [float(x.value) if _finite(x.value) else None for x in self.each()]
+        """A list of numbers, None where one is null, and with a gap where one is anything else."""
+        return [one.number(optional=True) for one in self.each()]
 
     def matrix(self) -> np.ndarray | None:
         """`[rows, columns]`, nan where a cell holds no number; None and a gap for what is no matrix."""
@@ -103,7 +112,7 @@ class Node:
             and all(isinstance(row, list) and row for row in rows)
             and len({len(row) for row in rows}) == 1
         ):
-            found = np.array([[float(x) if _finite(x) else np.nan for x in row] for row in rows])
+            found = np.array([[float(x) if finite(x) else np.nan for x in row] for row in rows])
             if not np.isfinite(found).all():
                 missing = int((~np.isfinite(found)).sum())
                 self.gaps.append(f"{self.place} has {missing} of {found.size} cells that are no numbers")
@@ -112,7 +121,8 @@ class Node:
         return None
 
 
-def _finite(x: Any) -> bool:
+def finite(x: Any) -> bool:
+    """Whether a value is a finite number: true and false are none."""
     try:
         return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
     except OverflowError:  # a whole number beyond any float

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from alignlab.files import whole
-from alignlab.report.blocks import Block, Captions, Fold, Paragraph, Picture, Section, Slides, listed
+from alignlab.report.blocks import Block, Captions, Fold, Lines, Paragraph, Picture, Section, Slides, listed
 from alignlab.report.sections import alignment, analysis, captions, layers, provenance, restoration
 from alignlab.report.source import Source, read_all
 
@@ -93,17 +93,24 @@ def render(
             failed += [f"{name}: a part of it cannot be shown ({type(error).__name__})" for name in culprits]
         if found is not None:
             made.append(found)
+    if not made:
+        named = [gap for source in shown for gap in source.gaps] + failed
+        named += [f"{source.name}: {source.trouble}" for source in sources if source.trouble]
+        raise ValueError(f"nothing can be shown: {'; '.join(named[:3]) or 'the results are empty'}")
+    answer = _answer(made)
+    for one in made:
+        more = [_sentence(clause) for clause in one.answers if not any(clause[1:] in said for said in answer)]
+        if more:
+            one.blocks.insert(0, Lines(more, kind="reading", title="In short", show=4))
+    made.append(provenance.section(sources, _words(made)))
     gaps = [*lacking, *(f"{source.name}: {source.trouble}" for source in sources if source.trouble)]
     gaps += [f"{source.name}: {gap}" for source in shown for gap in dict.fromkeys(source.gaps)] + failed
-    if not made:
-        raise ValueError(f"nothing can be shown: {'; '.join(gaps[:3]) or 'the results are empty'}")
-    made.append(provenance.section(sources))
     labs = sorted({lab for source in shown if isinstance(lab := source.node["laboratory"].value, str)})
     heading = title or "How alike do vision encoders and language models see the world?"
     context = {
         "title": heading,
         "question": _question(shown),
-        "answer": _answer(made),
+        "answer": answer,
         "laboratories": labs,
         "sections": made,
         "gaps": gaps,
@@ -119,6 +126,17 @@ def render(
             f"the page would have {len(html.encode()) / 1e6:.0f} MB without any pictures; give fewer results"
         )
     return html, made, gaps
+
+
+def _words(value: Any) -> str:
+    """All texts of sections and their blocks."""
+    if isinstance(value, str):
+        return "" if value.startswith("data:") else value
+    if is_dataclass(value):
+        return " ".join(_words(getattr(value, one.name)) for one in fields(value))
+    if isinstance(value, list | tuple | dict):
+        return " ".join(_words(one) for one in (value.values() if isinstance(value, dict) else value))
+    return ""
 
 
 def _without_damaged(
@@ -174,15 +192,21 @@ def _names(value: Any, encoders: dict[str, None], llms: dict[str, None]) -> None
 
 
 def _answer(sections: Sequence[Section]) -> list[str]:
-    """Three sentences at most: how alike, what the language model can do, whether the one predicts the other and what does it."""
-    by_id = {section.id: section.answers for section in sections}
+    """Three sentences at most: how alike, what the language model can do, whether the one predicts the other and what does it.
+
+    Of each section its first answer, the others stand at its head. Where there is no more than one section, its first three.
+    """
+    by_id = {section.id: section.answers[:1] for section in sections}
     groups = [
         by_id.get("alignment", []),
         by_id.get("captions", []) + by_id.get("restoration", []),
         by_id.get("prediction", []) + by_id.get("layers", []),
     ]
     if not any(groups):  # none of the three: what there is says something of itself
-        groups = [section.answers for section in sections if section.answers][:3]
+        groups = [section.answers[:1] for section in sections if section.answers][:3]
+    told = [section for section in sections if section.answers]
+    if len(told) == 1:
+        groups = [[clause] for clause in told[0].answers[:3]]
     return [_sentence("; ".join(group)) for group in groups if group]
 
 

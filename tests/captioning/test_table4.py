@@ -149,6 +149,24 @@ def test_rows_are_run_one_by_one_and_put_together(here, lab, small_mae, capsys, 
     assert run([*COMMAND, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("done") == 4
 
+    # Where no run lies, the rows of the result stay with their pictures, and nothing is trained for them.
+    elsewhere = ["--runs", "none", "--out", "all"]
+    assert run([*COMMAND, *elsewhere, "--dry-run", "--json", "plan.json"]) == 0
+    assert [(row["state"], row["hours_left"]) for row in plain(here / "plan.json")["rows"]] == [("kept", 0.0)] * 4
+    for more in (["--no-train"], []):
+        assert run([*COMMAND, *elsewhere, *more]) == 0
+        assert "no such run is under --runs: VQGAN, BEiT, MAE, mae@random" in capsys.readouterr().err
+        kept = plain(here / "all" / "result.json")
+        assert (kept["rows"], kept["readings"], kept["missing"]) == (again["rows"], result["readings"], [])
+        assert all((here / "all" / name).is_file() for name in kept["pictures"])
+    # Not those of another measurement.
+    assert run([*COMMAND, "--n", "3", "--no-train", *elsewhere]) == 0
+    assert plain(here / "all" / "result.json")["missing"] == ["VQGAN", "BEiT", "MAE", "mae@random"]
+    (here / "all" / "result.json").write_text("{")
+    capsys.readouterr()
+    assert run([*COMMAND, *elsewhere]) == 2
+    assert "is damaged, and its rows cannot be kept" in capsys.readouterr().err
+
 
 def test_a_run_that_was_stopped_is_shown_as_far_as_it_is_and_goes_on(here, lab, monkeypatch, capsys):
     step = Captioning.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -10,9 +11,11 @@ import sys
 
 import pytest
 import typer
+from rich.table import Table
 
 from alignlab.cli import app, run
 from alignlab.cli.common import console
+from alignlab.cli.screen import Screen
 
 ESCAPE = re.compile(r"\x1b\[")
 
@@ -53,6 +56,14 @@ def test_a_group_alone_lists_its_commands(group, capsys):
     told = capsys.readouterr()
     assert told.err == ""
     assert all(path[-1] in told.out for path in COMMANDS if path[0] == group)
+
+
+@pytest.mark.parametrize("group", ["caption", "restore", "probe", "analyse", "data", "cache"])
+def test_every_group_has_an_example_of_one_of_its_commands(group, capsys):
+    assert run([group, "--help"]) == 0
+    (line,) = re.findall(rf"Example: (alignlab {group} .*)", capsys.readouterr().out)
+    words = shlex.split(line)
+    assert tuple(words[1:3]) in COMMANDS
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -103,6 +114,29 @@ def test_tables_align_in_a_pipe_whatever_the_terminal_was(arguments):
 
 def test_a_console_in_a_pipe_is_wide_enough_for_a_table():
     assert console().width >= 132
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 132])
+def test_no_column_is_cut_off_on_any_terminal(width):
+    """A table that does not fit is a list of its rows: every name and number can be read."""
+    out = io.StringIO()
+    table = Table(title="Restored", padding=(0, 0), pad_edge=False)
+    table.add_column("row", overflow="fold")
+    for heading in ("here:\ndegraded", "here:\nmis-\naligned", "the paper:\nrestored", "notes"):
+        table.add_column(heading, no_wrap=True)
+    table.add_row("rotate/mae+position", "29.44 (68 inf) / 0.90", "0/256", "26.77 / 0.80", "")
+    table.add_row("[b]denoise[/b]", "22.52 / 0.47", "84/256", "-", "a note")
+    Screen(file=out, width=width).print(table)
+    told = out.getvalue()
+    assert max(map(len, told.splitlines())) <= width
+    assert "…" not in told
+    plain = " ".join(told.split())
+    for part in ("29.44 (68 inf) / 0.90", "26.77 / 0.80", "84/256", "a note"):
+        assert part in plain
+    if width < 80:
+        assert "rotate/mae+position here: degraded 29.44 (68 inf) / 0.90, misaligned 0/256 the paper: restored" in plain
+    else:
+        assert "rotate/" in plain
 
 
 def test_a_process_whose_sibling_has_ended_says_so(monkeypatch, capsys):

@@ -35,7 +35,7 @@ class Pair:
 
 def pair(node: Node, source: str, data: str) -> Pair:
     """A pair as `measure` writes it."""
-    k = node["params"]["k"].whole(optional=True)
+    k = node["params"].part("k").whole(optional=True)
     metric = node["metric"].text()
     rows, columns = node["encoder_layer"].whole(), node["llm_layer"].whole()
     matrix = node["matrix"].matrix()
@@ -200,17 +200,20 @@ def _profiles(found: Sequence[Pair], data: str) -> list[Block]:
             across: list[figures.Curve] = []
             for place, one in enumerate(ours):
                 assert one.matrix is not None
-                colour = figures.SERIES[place % len(figures.SERIES)]
+                turn, number_ = divmod(place, len(figures.SERIES))
+                colour, stroke = figures.SERIES[number_], figures.STROKES[turn % len(figures.STROKES)]
                 rows, columns = one.matrix.shape
                 kept = np.where(np.isfinite(one.matrix), one.matrix, -np.inf)
                 best = _finite(kept.max(1))
                 if rows == 1:  # a VQGAN's tokens are its one layer: a level, not a point of a curve
-                    along.append(figures.Curve(one.encoder, level=best[0], colour=colour))
+                    along.append(figures.Curve(one.encoder, level=best[0], colour=colour, stroke=stroke))
                 else:
-                    along.append(figures.Curve(one.encoder, [i / (rows - 1) for i in range(rows)], best, colour=colour))
-                across.append(figures.Curve(one.encoder, list(range(columns)), _finite(kept.max(0)), colour=colour))
+                    depth = [i / (rows - 1) for i in range(rows)]
+                    along.append(figures.Curve(one.encoder, depth, best, colour=colour, stroke=stroke))
+                values = _finite(kept.max(0))
+                across.append(figures.Curve(one.encoder, list(range(columns)), values, colour=colour, stroke=stroke))
                 if one.null is not None:
-                    null = figures.Curve(f"{one.encoder}, shuffled", level=one.null[0], colour=colour, dashed=True)
+                    null = figures.Curve("", level=one.null[0], colour=colour, dashed=True)
                     along.append(null)
                     across.append(null)
             panels = {"encoder's layer, as a share of its depth": along, f"{llm} layer": across}
@@ -221,7 +224,8 @@ def _profiles(found: Sequence[Pair], data: str) -> list[Block]:
                     metric,
                     alt=f"{metric} along the depth of {names}, and of {llm}",
                     caption=f"{metric} with {llm} on {data} along depth: the best of the other model's layers (an encoder with one "
-                    "layer is a level); dashed, the mean of the best of all pairs when captions are shuffled.",
+                    "layer is a level); dashed and of the encoder's colour, the mean of the best of all pairs when captions are "
+                    "shuffled.",
                 )
             )
     return blocks
@@ -233,7 +237,9 @@ def _finite(values: np.ndarray) -> list[float | None]:
 
 def _answers(found: Sequence[Pair]) -> list[str]:
     """A clause a set: are the encoders more like the language model than shuffled pairings are, and which leads?"""
-    return [_answer([one for one in found if one.data == data]) for data in dict.fromkeys(one.data for one in found)]
+    told = [_answer([one for one in found if one.data == data]) for data in dict.fromkeys(one.data for one in found)]
+    told = [clause for clause in told if clause]
+    return ["; ".join(told[:2]), *told[2:]] if told else []
 
 
 def _answer(ours: Sequence[Pair]) -> str:
@@ -241,21 +247,28 @@ def _answer(ours: Sequence[Pair]) -> str:
     learnt = [one for one in ours if "@random" not in one.encoder + one.llm]
     judged = [one for one in learnt if one.p is not None]
     if not judged:
-        best = max(ours, key=lambda one: one.score or 0.0)
+        scored = [one for one in ours if one.score is not None]
+        best = max(scored, key=lambda one: one.score or 0.0, default=None)
+        if best is None:
+            return ""
         return f"on {name} the best score is {number(best.score)} ({best.metric} of {best.encoder}), with no null beside it"
     encoders = list(dict.fromkeys(one.encoder for one in judged))
     clear = [x for x in encoders if all(one.p is not None and one.p < 0.05 for one in judged if one.encoder == x)]
     rest = [x for x in encoders if x not in clear]
+    unjudged = list(dict.fromkeys(one.encoder for one in learnt if one.p is None))
     llms = listed(list(dict.fromkeys(one.llm for one in judged)))
     than = f"more like {llms} than shuffled pairings are"
     if not rest:
-        who = {1: encoders[0], 2: "both encoders"}.get(len(encoders), f"all {len(encoders)} encoders")
+        every = {1: encoders[0], 2: "both encoders"}.get(len(encoders), f"all {len(encoders)} encoders")
+        who = listed(encoders) if unjudged else every
         most = max(one.p for one in judged if one.p is not None)
         said = f"on {name} {who} {'is' if len(encoders) == 1 else 'are'} {than} (p {most:.2g})"
     elif clear:
         said = f"on {name} {listed(clear)} {'is' if len(clear) == 1 else 'are'} {than}, {listed(rest)} not clearly"
     else:
         said = f"on {name} no encoder is clearly {than}"
+    if unjudged:
+        said += f" (not told of {listed(unjudged)})"
     tested = [one for one in ours if one.p is not None]
     for control in dict.fromkeys(one.encoder for one in tested if "@random" in one.encoder):
         beyond = all(one.p is not None and one.p < 0.05 for one in tested if one.encoder == control)
@@ -274,7 +287,7 @@ def _answer(ours: Sequence[Pair]) -> str:
         else f"none clearly leads by {' or '.join(metric for metric, _ in of)}"
         for who, of in leads.items()
     ]
-    return f"{said}; {listed(told)}" if told else said
+    return f"{said}, and {listed(told)}" if told else said
 
 
 def _lead(ours: Sequence[Pair]) -> tuple[str, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from alignlab.analysis.correlation import tags
 from alignlab.analysis.words import MEASURES, ROWS, measure, si
@@ -19,10 +19,18 @@ from alignlab.report.blocks import (
     cell,
     listed,
     number,
+    plural,
     with_interval,
 )
 from alignlab.report.node import Node
 from alignlab.report.source import Source, of_kind
+
+TESTS = {
+    "points": "all points, as if independent",
+    "within": "within encoders",
+    "means": "means of encoders",
+    "curves": "all points, whole encoders permuted",
+}
 
 
 def adapters(sources: Sequence[Source]) -> Section | None:
@@ -82,12 +90,34 @@ def _checkpoint(node: Node, source: Source, made: Section) -> None:
             made.answers.append(
                 f"of {name} alpha I makes up {1 - ratio:.1%} of the squares of A = W_out W_in, whose diagonal {stands}"
             )
-    pictures: list[Block] = []
-    for picture, what in zip(node["pictures"].each(optional=True), ("entries", "singular values"), strict=False):
+    for picture in list(node["pictures"].each(optional=True))[:1]:
         uri = images.whole(picture, source.folder)
         if uri:
-            pictures.append(Picture(uri, f"The {what} of A of {name}", f"{name}: {what} of A"))
-    made.blocks += pictures
+            made.blocks.append(Picture(uri, f"The entries of A of {name}", f"{name}: entries of A"))
+    made.blocks += _singular(node, name, where)
+
+
+def _singular(node: Node, name: str, where: Sequence[str]) -> Iterator[Block]:
+    """The singular values of A beside those of random layers."""
+    panels: dict[str, list[figures.Curve]] = {}
+    for one in where:
+        found = node["coordinates"][one]
+        values = found["singular_values"].numbers()
+        low, middle, high = (found["random_singular_values"][end].numbers() for end in ("low", "median", "high"))
+        spans = [None if a is None or b is None else (a, b) for a, b in zip(low, high, strict=False)]
+        heading = f"number of the singular value, {one} features"
+        panels[heading] = [
+            figures.Curve("trained", range(1, len(values) + 1), values),
+            figures.Curve("random layers (5% to 95%)", range(1, len(middle) + 1), middle, spans),
+        ]
+        alpha = found["trained"]["alpha"].number(optional=True)
+        if alpha:
+            panels[heading].append(figures.Curve("|alpha|", level=abs(alpha), dashed=True))
+    if panels:
+        alt = f"Singular values of A of {name}, largest first, and those of random layers"
+        yield figures.curves(
+            panels, "singular value", alt=alt, caption=f"{alt}; dashed, |alpha|.", share=False, log=True
+        )
 
 
 def correlation(sources: Sequence[Source]) -> Section | None:
@@ -96,7 +126,8 @@ def correlation(sources: Sequence[Source]) -> Section | None:
         "prediction",
         "Does alignment predict restoration?",
         lead="A point is one encoder before one language model (or its first K blocks). Points of one encoder are not "
-        "independent, so the correlation is given over all points, within encoders, and over encoders.",
+        "independent, so the correlation is given over all points, within encoders, and over encoders. A score at a depth is "
+        "the best with the language model's layer there, up to it the best with any layer so far.",
     )
     for source in of_kind(sources, "analyse-correlation"):
         node = source.node
@@ -115,6 +146,7 @@ def correlation(sources: Sequence[Source]) -> Section | None:
             names = tags(models)
         except ValueError:  # names that are none
             names = [" / ".join(pair) for pair in models]
+        tested: list[list[Cell]] = []
         for score in scores:
             shown = [
                 (p["encoder"].text(), name, x, y, p["interval"].interval())
@@ -122,23 +154,29 @@ def correlation(sources: Sequence[Source]) -> Section | None:
                 if (x := p["alignment"][score].number()) is not None and (y := p["restoration"].number()) is not None
             ]
             tests = [one for one in node["correlations"].each() if one["score"].value == score]
-            told = "; ".join(_test(one) for one in tests)
+            tested += [_test(score, one) for one in tests]
             if shown:
                 made.blocks.append(
                     figures.scatter(
                         shown,
                         (score, f"{column} (dB)"),
                         alt=f"{column} of {len(shown)} points against {score}",
-                        caption=f"{about}: {column} against {score}. {told}",
+                        caption=f"{about}: {column} against {score}, with 95% intervals over images.",
                     )
                 )
+        if tested:
+            made.blocks.append(
+                Table(
+                    "Correlations, with 95% intervals and p by permutation", ["score", "kind", *TESTS.values()], tested
+                )
+            )
         if rows:
             headings = ["encoder", "language model", *scores, f"{column} (dB)"]
             made.blocks.append(Table(f"Points: {about}", headings, rows, numeric=range(2, len(headings))))
         readings = node["readings"].texts()
         if readings:
             made.blocks.append(Lines(readings, kind="reading"))
-            made.answers.append(f"whether alignment predicts {node['task'].text()}: {readings[0].rstrip('.')}")
+            made.answers.append(f"does alignment predict {node['task'].text()}? {readings[0].rstrip('.')}")
         notes = [*node["notes"].texts(), *(f"without alignment: {x}" for x in node["missing"].texts())]
         notes += [f"left out: {x}" for x in node["left_out"].texts()]
         if notes:
@@ -146,24 +184,19 @@ def correlation(sources: Sequence[Source]) -> Section | None:
     return made if made.blocks else None
 
 
-def _test(node: Node) -> str:
-    parts = []
-    tests = {
-        "points": "all points, as if independent",
-        "within": "within encoders",
-        "means": "means of encoders",
-        "curves": "all points, whole encoders permuted",
-    }
-    for key, label in tests.items():
+def _test(score: str, node: Node) -> list[Cell]:
+    """A row: what the correlation is by each way to count the points."""
+    line = [Cell(score), Cell(node["kind"].text())]
+    for key in TESTS:
         one = node[key]
-        r = one["r"].number(optional=True)
+        r = None if one.there and one.value is None else one["r"].number(optional=True)
         if r is None:
+            line.append(Cell("–"))
             continue
-        span = one["ci95"].interval()
-        p = one["p"].number(optional=True)
-        interval = "" if span is None else f" ({span[0]:+.2f} to {span[1]:+.2f})"
-        parts.append(f"{label} {r:+.2f}{interval}" + ("" if p is None else f", p {p:.2g}"))
-    return f"{node['kind'].text()}: {', '.join(parts)}" if parts else ""
+        span, p = one["ci95"].interval(), one["p"].number(optional=True)
+        text = with_interval(r, span, 2, signed=True)
+        line.append(Cell(text if p is None else f"{text}, p {p:.2g}", r))
+    return line
 
 
 def compute(sources: Sequence[Source]) -> Section | None:
@@ -246,11 +279,10 @@ def plan(sources: Sequence[Source]) -> Section | None:
             title = f"{node['title'].text(source.name)}: {number(node['hours_left'].number(), 1)} hours left, {how}"
             needs = [need["name"].text() for need in node["weights"].each(optional=True) if need["here"].value is False]
             weights = f"{number(node['download_gb'].number(), 1)} GB of weights to get{f' ({listed(needs)})' if needs else ''}"
-            made.blocks.append(
-                Paragraph(
-                    f"{title}; {number(node['memory_gb'].number(), 1)} GB of memory at most, on each GPU; {weights}."
-                )
-            )
+            at_most = f"{number(node['memory_gb'].number(), 1)} GB of memory at most, on each GPU"
+            made.blocks.append(Paragraph(f"{title}; {at_most}; {weights}."))
+            time = number(node["hours_left"].number(), 1)
+            made.answers.append(f"{plural(len(rows), 'run')} would take {time} hours {how}, and {at_most}")
             made.blocks.append(Fold(title, [Table(title, headings, rows, numeric=(5, 6, 7))]))
         needs = []
         for need in node["weights"].each(optional=True):

@@ -55,9 +55,9 @@ def _table4(source: Source, made: Section) -> None:
             continue
         for column, found in row["columns"].entries():
             digits = DIGITS.get(column, 3)
-            score, chance = found["score"].number(), found["baseline"].number(optional=True)
-            interval = found["ci95"].interval()
-            paper = row["paper"][column].number(optional=True)
+            score, interval = found["score"].number(), found["ci95"].interval()
+            chance = None if column == "Avg" else found["baseline"].number(optional=True)  # Table 4's Avg has none
+            paper = row["paper"].part(column).number(optional=True)
             rows.append(
                 [
                     Cell(name),
@@ -71,11 +71,14 @@ def _table4(source: Source, made: Section) -> None:
             )
             dots.setdefault(column, {})[name] = {
                 "here": figures.Dot(score, interval),
-                "by chance": figures.Dot(chance, found["baseline_ci95"].interval()),
+                "by chance": figures.Dot(chance, found.part("baseline_ci95").interval()),
             }
-        apart = row["evaluation"]["apart"]["shuffled"].texts()
+        apart = row["evaluation"]["apart"]["shuffled"]
         called = f"the untrained control {name}" if row["control"].value else name
-        (read if set(apart) & JUDGED else unread).append(called)
+        if isinstance(apart.value, list):
+            (read if set(apart.texts()) & JUDGED else unread).append(called)
+        else:
+            apart.texts()  # a gap: nothing is said of this one
     if not rows:
         return
     judge, budget = node["judge"].text().partition("@")[0], node["budget"]
@@ -149,10 +152,28 @@ def _evaluations(source: Source, made: Section) -> None:
                     f"Captions of {n} images of {data}: {who}", ["metric", *arms], rows, numeric=range(1, len(arms) + 1)
                 )
             )
-        said = one["says"].value
-        if isinstance(said, str):
-            made.blocks.append(Paragraph(said, "reading"))
+        if "says" in one:
+            made.blocks.append(Paragraph(one["says"].text(), "reading"))
+        made.answers += _fits(one, who, data)
         made.blocks += _gallery(one["gallery"], one["picture"], source, f"{who} on {data}")
+
+
+def _fits(one: Node, who: str, data: str) -> list[str]:
+    """Do the captions fit their images better than others'? A clause of the first score that a judge gave."""
+    differences = one["differences"].part("shuffled")
+    for metric in ("CLIPScore", "RefCLIPScore", "CIDEr"):
+        if metric not in differences:
+            continue
+        found = differences[metric]
+        value, span = found["difference"].number(), found["ci95"].interval()
+        ours, others = (one["scores"][arm][metric]["score"].number() for arm in ("generated", "shuffled"))
+        if value is None or span is None or ours is None or others is None:
+            return []
+        how = (
+            "fit their own images better than others'" if span[0] > 0 else "do not clearly fit their own images better"
+        )
+        return [f"captions of {data} by {who} {how} ({metric} {number(ours)}, put to other images {number(others)})"]
+    return []
 
 
 def _gallery(node: Node, picture: Node, source: Source, title: str) -> Iterator[Block]:

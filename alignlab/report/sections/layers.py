@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,11 +10,12 @@ from alignlab import paper
 from alignlab.models import variant
 from alignlab.models.catalogue import BY_NAME
 from alignlab.report import figures
-from alignlab.report.blocks import Block, Cell, Fold, Lines, Section, Table, listed, number, with_interval
+from alignlab.report.blocks import Block, Cell, Fold, Lines, Section, Table, listed, number, plural, with_interval
 from alignlab.report.node import Node
 from alignlab.report.source import Source, of_kind
 
-BASELINES = {"mlp": "MLP", "random": "random layer", "linear": "one linear layer"}
+BASELINES = {"mlp": "MLP of as many parameters", "random": "random layer", "linear": "one linear layer"}
+ARTICLES = {"mlp": "an ", "random": "a ", "linear": ""}
 
 
 def section(sources: Sequence[Source]) -> Section | None:
@@ -90,21 +91,20 @@ def _single(source: Source, made: Section) -> None:
             ],
         )
     )
-    clear = {label: [0, 0] for label in BASELINES.values()}
-    for row in node["layers"].each():
-        for kind, label in BASELINES.items():
-            span = row[f"over_{kind}"]["psnr"]["ci95"].interval()
-            if span is not None:
-                clear[label][0] += span[0] > 0
-                clear[label][1] += span[1] < 0
-    told = ", ".join(f"{above} above and {below} below the {label}" for label, (above, below) in clear.items())
-    mlp = clear["MLP"]
-    made.answers.append(
-        f"of {len(rows)} single layers of {llm} {clear['random layer'][0]} are clearly above a random one, and {mlp[0]} above an "
-        f"MLP of as many parameters, {mlp[1]} below it"
-    )
-    said = f"Of {len(rows)} layers, with all of the difference's 95% interval, {told}. The paper, of its models: {paper.FIG12}."
-    made.blocks.append(Lines([said], kind="reading"))
+    told = []
+    for kind, label in BASELINES.items():
+        found = (row[f"over_{kind}"]["psnr"]["ci95"].interval() for row in node["layers"].each())
+        judged = [span for span in found if span is not None]
+        if judged:
+            above, below = sum(low > 0 for low, _ in judged), sum(high < 0 for _, high in judged)
+            of = "" if len(judged) == len(rows) else f" ({len(judged)} judged)"
+            told.append(f"{above} are clearly above and {below} below {ARTICLES[kind]}{label}{of}")
+    if told:
+        made.answers.append(
+            f"of {plural(len(rows), 'single layer')} of {llm}, each between two linear ones, {listed(told)}"
+        )
+        said = f"Of {plural(len(rows), 'layer')}, with all of the difference's 95% interval, {listed(told)}. "
+        made.blocks.append(Lines([f"{said}The paper, of its models: {paper.FIG12}."], kind="reading"))
 
 
 # --- the first blocks alone ---
@@ -152,14 +152,26 @@ def _linear(source: Source, made: Section) -> None:
     data = node["data"]["name"].text()
     for pair in node["pairs"].each():
         panels: list[figures.Curve] = []
+        told: list[str] = []
         layer = number(pair["encoder_layer"].number(), 0)
         for side, label in (("text_to_image", "captions to images"), ("image_to_text", "images to captions")):
             found = pair[side]
             r2 = found["r2"].numbers()
             panels.append(figures.Curve(label, range(len(r2)), r2, [x.interval() for x in found["ci95"].each()]))
-            if found["null_max"].value is not None:
+            best = max((x for x in r2 if x is not None), default=None)
+            beside = ""
+            if not found["null_max"].there or found["null_max"].value is not None:
                 null = found["null_max"].numbers()
                 panels.append(figures.Curve(f"{label}, shuffled at most", range(len(null)), null, dashed=True))
+                chance = max((x for x in null if x is not None), default=None)
+                beside = "" if chance is None else f" (shuffled {number(chance)} at most)"
+            if best is not None:
+                told.append(f"{label} {number(best, 2)}{beside}")
+        if told:
+            made.answers.append(
+                f"ridge regressions on {data} between {llm}'s best layer and layer {layer} of {encoder} come to an R² of "
+                f"{listed(told)}"
+            )
         made.blocks.append(
             figures.curves(
                 {f"{llm} layer": panels},
@@ -170,10 +182,11 @@ def _linear(source: Source, made: Section) -> None:
             )
         )
     matrix = node["matrix"]
-    found_matrix = matrix["r2"].matrix() if matrix.there and matrix.value is not None else None
-    layers = matrix["encoder_layers"].value
+    absent = matrix.there and matrix.value is None  # where one layer was asked for
+    found_matrix = None if absent else matrix["r2"].matrix()
     if found_matrix is not None:
-        first = layers[0] if isinstance(layers, list) and layers and isinstance(layers[0], int) else 0
+        layers = [layer for layer in matrix["encoder_layers"].numbers() if layer is not None]
+        first = int(layers[0]) if layers else 0
         made.blocks.append(
             Fold(
                 "R² of every pair of layers",
@@ -231,6 +244,10 @@ def _label(node: Node) -> list[Block]:
 def _induction(source: Source, made: Section) -> None:
     node = source.node
     parts = [(f"{one['llm'].text()}, random text repeated", one) for one in node["text"].each()]
+    if parts:
+        made.blocks.append(
+            Lines([], title=f"Heads that copy: {listed(list(dict.fromkeys(x['llm'].text() for _, x in parts)))}")
+        )
     if "images" in node:
         one = node["images"]
         through = f"LM4LV's own sequences ({one['task'].text()}, {one['design']['llm'].text()})"
@@ -241,7 +258,7 @@ def _induction(source: Source, made: Section) -> None:
     for (title, one), matrix in zip(parts, maps, strict=True):
         found = one["attention"]
         chance = found["chance"].number(optional=True)
-        blocks = [x for x in found["blocks"].value or [] if isinstance(x, int)]
+        blocks = [x for x in found["blocks"].numbers() if x is not None]
         if matrix is not None:
             made.blocks.append(
                 figures.heatmap(
@@ -249,13 +266,13 @@ def _induction(source: Source, made: Section) -> None:
                     ("head", "block"),
                     title=f"Attention to the successor: {title}",
                     caption=f"Attention to the earlier occurrence's successor: {title}; chance {number(chance, 4)}.",
-                    first=(1, blocks[0] if blocks else 1),
+                    first=(1, int(blocks[0]) if blocks else 1),
                     high=high,
                 )
             )
         for head in found["top"].each():
             successor = head["successor"]
-            place = f"{number(head['block'].number(), 0)}.{number(head['head'].number(), 0)}"
+            place = _place(head)
             mean, span = _estimate(successor)
             same = head["same"].number(optional=True)
             rows.append([Cell(title), Cell(place), Cell(with_interval(mean, span), mean), Cell(number(same), same)])
@@ -275,7 +292,7 @@ def _induction(source: Source, made: Section) -> None:
         )
     dots: dict[str, dict[str, figures.Dot]] = {}
     written: dict[str, dict[str, figures.Dot]] = {}
-    for group in node["ablation"].each(optional=True):
+    for group in node.part("ablation").each(optional=True):
         name = group["group"].text()
         if name == "none":
             continue
@@ -308,41 +325,57 @@ def _induction(source: Source, made: Section) -> None:
     said = node["reading"].texts()
     if said:
         made.blocks.append(Lines(said, kind="reading"))
-    if not any("head" in said for said in made.answers):  # the first says it, others stand below
-        made.answers += _copying(node)
+    made.answers += _copying(node)
+
+
+def _place(head: Node) -> str:
+    """block.head, as heads are called."""
+    return f"{number(head['block'].number(), 0)}.{number(head['head'].number(), 0)}"
 
 
 def _copying(node: Node) -> list[str]:
-    """Does the language model copy in context, and is it this that restores? A clause, where both were measured."""
-    groups = {group["group"].text(): group for group in node["ablation"].each(optional=True)}
+    """Does the language model copy in context, and is it this that restores? Clauses, of what was measured."""
+    groups = {group["group"].text(): group for group in node.part("ablation").each(optional=True)}
+    told: list[str] = []
     if {"none", "text"} <= groups.keys() and "visual" in groups["text"] and "visual" in groups["none"]:
         before, after = (groups[name]["visual"]["mean"].number() for name in ("none", "text"))
-        if before is None or after is None:
-            return []
-        told = (
-            "without the heads that copy repeated text most, LM4LV's visual loss on the true answer so far rises by "
-            f"{number(after - before)} from {number(before)}{_of_random(groups, 'visual', max, 3)}"
-        )
+        if before is not None and after is not None:
+            drawn = _of_random(groups, "visual")
+            beside = f", without as many random heads by {number(max(drawn))} at most" if drawn else ""
+            llm = node["images"]["design"]["llm"].text()
+            told.append(
+                f"without the heads that copy repeated text most, the visual loss of LM4LV through {llm} rises by "
+                f"{number(after - before)} from {number(before)}{beside}"
+            )
         fallen = groups["text"]["restored"]["rise"]["mean"].number() if "restored" in groups["text"] else None
         if fallen is not None:
-            change = number(fallen, 1, signed=True)
-            told += f", and what it writes changes by {change} dB{_of_random(groups, 'restored', min, 1)}"
-        return [told]
+            drawn = _of_random(groups, "restored")
+            beside = ""
+            if drawn:
+                but = "but random heads do as much" if min(drawn) <= fallen else "more than random heads do"
+                beside = f", {but} ({number(min(drawn), 1, signed=True)} at most)"
+            told.append(
+                f"without them the PSNR of what it writes changes by {number(fallen, 1, signed=True)} dB{beside}"
+            )
     for one in node["text"].each():
         first, second = (one["copying"][time]["mean"].number() for time in ("first", "second"))
-        return [
-            f"a text of random tokens costs {one['llm'].text()} {number(first, 2)} nats a token, repeated {number(second, 2)}"
-        ]
-    return []
+        if first is None or second is None:
+            continue
+        clause = f"random tokens cost {one['llm'].text()} {number(first, 2)} nats each, repeated {number(second, 2)}"
+        for head in list(one["attention"]["top"].each())[:1]:
+            most, chance = head["successor"]["mean"].number(), one["attention"]["chance"].number()
+            beside = f"{number(most)}, chance {number(chance)}"
+            clause += f", and its head {_place(head)} attends most to what followed before ({beside})"
+        told.append(clause)
+    return told
 
 
-def _of_random(groups: dict[str, Node], what: str, worst: Callable[[list[float]], float], digits: int) -> str:
-    """What as many random heads cost at the most, in brackets."""
-    drawn = [
+def _of_random(groups: dict[str, Node], what: str) -> list[float]:
+    """What it costs to go without as many random heads, draw by draw."""
+    return [
         rise
         for name, group in groups.items()
         if name.startswith("random") and what in group
         for rise in group[what]["rises"].numbers()
         if rise is not None
     ]
-    return f" (without as many random heads by {number(worst(drawn), digits, signed=True)} at most)" if drawn else ""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from alignlab.report.blocks import Block, Cell, Fold, Lines, Section, Table, number
-from alignlab.report.node import Node
+from alignlab.report.node import Node, finite
 from alignlab.report.source import Source
 
 PACKAGES = ("python", "alignlab", "commit", "torch", "transformers", "timm", "numpy", "scipy")
@@ -33,7 +33,12 @@ WORDS = {
 }
 
 
-def section(sources: Sequence[Source]) -> Section:
+# The photographs that the embedded encoders learnt from: another set of that name is another set.
+PHOTOS = "sha256:dbd059af9394bad1f354719908595fb44faca7739d5639a6c10bc4941cf4f9c1"
+
+
+def section(sources: Sequence[Source], text: str = "") -> Section:
+    """`text` is what the rest of the page says: of the words, those that are used there are explained."""
     made = Section(
         "reproduce",
         "How to get these numbers again",
@@ -44,6 +49,8 @@ def section(sources: Sequence[Source]) -> Section:
     for source in sources:
         node = source.node
         environment = node["environment"]
+        if not isinstance(environment.value, dict):
+            list(environment.entries())  # a gap: without it nobody can get the numbers again
         versions = ", ".join(f"{x} {environment[x].value}" for x in PACKAGES if isinstance(environment[x].value, str))
         hardware = ", ".join(
             str(environment[x].value)
@@ -80,8 +87,15 @@ def section(sources: Sequence[Source]) -> Section:
                 [[Cell(name), Cell(digest)] for name, digest in parts],
             )
         )
-    words = [[Cell(word), Cell(meaning)] for word, meaning in WORDS.items()]
-    made.blocks.append(Table("Words used here", ["word", "meaning"], words))
+    ours = any(digest == PHOTOS for name, digest in parts if name == "data: photos")
+    words = [
+        [Cell(word), Cell(meaning)]
+        for word, meaning in WORDS.items()
+        if any(re.search(rf"(?<![\w-]){re.escape(one)}(?!\w)", text) for one in word.replace("[:K]", "[:").split(", "))
+        and (word != "photos" or ours)
+    ]
+    if words:
+        made.blocks.append(Table("Words used here", ["word", "meaning"], words))
     details: list[Block] = []
     for source in sources:
         config = {key: source.node[key].value for key in ("config", "recipe", "design", "budget") if key in source.node}
@@ -107,23 +121,22 @@ def _seed(node: Node) -> str:
 
 def _seconds(node: Node) -> float | None:
     """Of computing, where a result counts them; else of the whole command."""
-    seconds = node["seconds"].value
-    if isinstance(seconds, dict):
-        seconds = sum(x for x in seconds.values() if isinstance(x, int | float))
-    if not isinstance(seconds, int | float) and "learnt" in node:
-        seconds = node["learnt"]["seconds"].value
-    if not isinstance(seconds, int | float):
-        rows = node["rows"].value if isinstance(node["rows"].value, list) else []
-        spent = [
-            row["seconds"] for row in rows if isinstance(row, dict) and isinstance(row.get("seconds"), int | float)
-        ]
-        seconds = sum(spent) if spent else node["environment"]["seconds"].value
-    return float(seconds) if isinstance(seconds, int | float) else None
+    rows = node["rows"].value if isinstance(node["rows"].value, list) else []
+    counted: list[list[Any]] = [
+        list(node["seconds"].value.values()) if isinstance(node["seconds"].value, dict) else [node["seconds"].value],
+        [node["learnt"]["seconds"].value],
+        [row.get("seconds") for row in rows if isinstance(row, dict)],
+        [node["environment"]["seconds"].value],
+    ]
+    for spent in counted:
+        if known := [float(x) for x in spent if finite(x)]:
+            return sum(known)
+    return None
 
 
 def _runs(node: Node) -> Iterator[str]:
     """Of each finished row: its run, what it learnt from how long, and the command that trained or measured it."""
-    for row in node["rows"].each(optional=True):
+    for row in node.part("rows").each(optional=True):
         environment, recipe = row["environment"], row["recipe"]
         if row["status"].value != "done" or not isinstance(environment["command"].value, str):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -46,10 +47,10 @@ def section(sources: Sequence[Source]) -> Section | None:
     )
     for source in tables_first:
         _reproduced(source, made)
-    told: dict[str, list[str]] = {}
+    told: list[str] = []
     for source in of_kind(sources, "restore-train", "restore-eval"):
         _runs(source, made, told)
-    made.answers += [f"{images} {listed(ends)}" for images, ends in list(told.items())[:2]]
+    made.answers += told
     return made if made.blocks else None
 
 
@@ -107,7 +108,8 @@ def _mean(node: Node, digits: int, signed: bool = False) -> Cell:
     """A mean with its interval; inf where it is null and images are counted as infinite."""
     value = node["mean"].number(optional=True)
     if value is None:
-        return Cell("inf" if node["infinite"].number(optional=True) else "–")
+        exact = node.part("infinite").number(optional=True)
+        return Cell("inf", math.inf) if exact else Cell("–")
     return Cell(with_interval(value, node["ci95"].interval(), digits, signed), value)
 
 
@@ -115,16 +117,23 @@ def _both(node: Node) -> Cell:
     """PSNR / SSIM, in order of the PSNR."""
     psnr, ssim = _mean(node["psnr"], 2), node["ssim"]["mean"].number(optional=True)
     value = node["psnr"]["mean"].number(optional=True)
-    infinite = node["psnr"]["infinite"].whole() if "infinite" in node["psnr"] else 0
+    infinite = node["psnr"].part("infinite").whole(optional=True)
     exact = f" ({infinite} inf)" if infinite else ""
     text = psnr.text if value is None else number(value, 2) + exact
     return Cell(f"{text} / {number(ssim, 2)}", psnr.sort)
 
 
+def _difference(node: Node) -> Cell:
+    """Null is where no image has a finite PSNR in both: what it is compared with is exact."""
+    if node.there and node.value is None:
+        return Cell("−inf", -math.inf)
+    return _mean(node["psnr"], 2, True)
+
+
 def _figures(found: Node) -> list[Cell]:
     """The cells of one evaluation under `HEADINGS`."""
-    lift = Cell("–") if found["task"].value in SPATIAL or "lift" not in found else _mean(found["lift"]["psnr"], 2, True)
-    gain = _mean(found["gain"]["psnr"], 2, True) if "gain" in found else Cell("−inf")
+    lift = Cell("–") if found["task"].value in SPATIAL else _difference(found["lift"])
+    gain = _difference(found["gain"])
     wrong, n = found["misaligned"].whole(), found["n"].whole()
     count = Cell(f"{number(wrong, 0)} of {number(n, 0)}", wrong)
     return [*(_both(found[key]) for key in ("degraded", "alone", "restored")), lift, gain, count]
@@ -179,8 +188,7 @@ def _reproduced(source: Source, made: Section) -> None:
     said = [x for x in node["readings"].texts() if not x.endswith(": missing")]
     if said:
         made.blocks.append(Lines(said, kind="reading", title=f"What {short} says", show=8))
-    if done:
-        made.answers += _answers(node["target"].value, done, len(gaps), list(encoders))
+    made.answers += _answers(node["target"].value, short, done, len(gaps), list(encoders))
     if "sheets" in node:
         how = {row["name"].text(): row["design"]["how"].text() for row in node["rows"].each() if "design" in row}
         for sheet in node["sheets"].each():
@@ -193,10 +201,11 @@ def _beside(name: str, paper: Node, found: Node) -> list[list[Cell]]:
     """What the paper has of a row beside what came out here."""
     rows = []
     pairs: dict[str, tuple[float, float]] = {}
+    published = dict(paper.entries(optional=True))
     for key, label in COLUMNS.items():
-        if key not in paper:
+        if key not in published:
             continue
-        theirs, ssim = (paper[key][size].number(optional=True) for size in ("PSNR", "SSIM"))
+        theirs, ssim = (published[key][size].number(optional=True) for size in ("PSNR", "SSIM"))
         ours = found[key]["psnr"]["mean"].number(optional=True)
         told = "inf" if theirs is None else number(theirs, 2)
         both = theirs is not None and ours is not None
@@ -225,40 +234,59 @@ def _beside(name: str, paper: Node, found: Node) -> list[list[Cell]]:
     return rows
 
 
-def _answers(target: Any, done: list[tuple[str, Node]], missing: int, encoders: list[str]) -> list[str]:
-    """What a table says, in a clause."""
-    means = {name: found["restored"]["psnr"]["mean"].number(optional=True) for name, found in done}
-    if target == "table2":
-        own = [(name, found) for name, found in done if "/" not in name]
-
-        def above(key: str) -> list[str]:
-            spans = [(name, found[key]["psnr"]["ci95"].interval()) for name, found in own if key in found]
-            return [name for name, span in spans if span is not None and span[0] > 0]
-
-        given = [name for name, found in own if found["task"].value not in SPATIAL]
-        lifted = [name for name in above("lift") if name in given]
-        gained = above("gain")
+def _answers(target: Any, short: str, done: list[tuple[str, Node]], missing: int, encoders: list[str]) -> list[str]:
+    """What a table says, in a clause; of rows whose differences are not there nothing is said."""
+    rest = f" ({plural(missing, 'row')} not finished)" if missing else ""
+    own = [(name, found) for name, found in done if "/" not in name]
+    if target == "table2" and own:
+        told = []
+        for key, beside in (("lift", "the degraded input"), ("gain", "encoder and decoder alone")):
+            spans = {
+                name: found[key]["psnr"]["ci95"].interval()
+                for name, found in own
+                if key == "gain" or found["task"].value not in SPATIAL
+            }
+            judged = [name for name, span in spans.items() if span is not None]
+            above = [name for name in judged if (spans[name] or (0.0,))[0] > 0]
+            if judged:
+                names = f" ({listed(above)})" if above else ""
+                told.append(f"{len(above)} of {plural(len(judged), 'task')} clearly above {beside}{names}")
         seen = listed(list(dict.fromkeys(found["data"]["name"].text() for _, found in own)))
-        told = f"on {seen}, with {listed(encoders)}, the frozen language model restores {len(lifted)} of "
-        told += f"{plural(len(given), 'task')} clearly above the degraded input"
-        told += f" ({listed(lifted)})" if lifted else ""
-        told += (
-            f", {len(gained)} of {len(own)} above encoder and decoder alone{f' ({listed(gained)})' if gained else ''}"
+        who = f"on {seen}, with {listed(encoders)}, the frozen language model restores"
+        return [f"{who} {' and '.join(told)}{rest}"] if told else []
+    tasks: dict[str, list[tuple[float, str]]] = {}
+    for name, found in done:
+        gain = found["gain"]["psnr"]["mean"].number(optional=True) if "gain" in found else None
+        if gain is not None:
+            task = found["task"].text()
+            tasks.setdefault(task, []).append((gain, name.removeprefix(f"{task}/")))
+    said = []
+    for task, gains in tasks.items():
+        (high, best), (low, worst) = max(gains), min(gains)
+        clause = f"{task} comes to {number(high, 2, signed=True)} dB with {best}"
+        said.append(
+            clause if best == worst else f"{clause} at best, {number(low, 2, signed=True)} with {worst} at worst"
         )
-        return [told + (f" ({plural(missing, 'row')} not finished)" if missing else "")]
-    if target == "table3":
-        both = [(means.get(f"denoise/{how}")) for how in ("lm4lv", "linear")]
-        if None not in both:
-            return [
-                f"in denoising LM4LV comes to {number(both[0], 1)} dB, one linear layer without a language model to "
-                f"{number(both[1], 1)} dB"
-            ]
-    return []
+    return [f"in {short}, against encoder and decoder alone, {'; '.join(said)}{rest}"] if said else []
 
 
-def _runs(source: Source, made: Section, told: dict[str, list[str]]) -> None:
+def _against(found: Node) -> str:
+    """What it is compared with, and whether it is clearly apart from that."""
+    told = []
+    for key, of, what in (("lift", "degraded", "the degraded input"), ("gain", "alone", "encoder and decoder alone")):
+        if key == "lift" and found["task"].value in SPATIAL:
+            continue
+        other, span = found[of]["psnr"]["mean"].number(optional=True), found[key]["psnr"]["ci95"].interval()
+        if other is None or span is None:
+            continue
+        how = "clearly above" if span[0] > 0 else "clearly below" if span[1] < 0 else "not clearly apart from"
+        told.append(f"{how} {what} ({number(other, 1)})")
+    return f", {' and '.join(told)}" if told else ""
+
+
+def _runs(source: Source, made: Section, told: list[str]) -> None:
     """A run's own evaluations, or those of `restore eval`; where there is no table, or of other images than its, `told` gets
-    what they come to, by images.
+    what they come to.
     """
     tabled = bool(made.answers)
     train = source.kind == "restore-train"
@@ -272,11 +300,8 @@ def _runs(source: Source, made: Section, told: dict[str, list[str]]) -> None:
         rows.append(
             [Cell(name), Cell(f"{design['how'].text()} of {label}"), Cell(f"{task} on {data}"), *_figures(found)]
         )
-        if data != "scenes" or not tabled:
-            given, restored = (
-                number(found[key]["psnr"]["mean"].number(optional=True), 1) for key in ("degraded", "restored")
-            )
-            told.setdefault(f"{task} on {data} goes from {given} dB to", []).append(f"{restored} ({name})")
+        if (data != "scenes" or not tabled) and (restored := found["restored"]["psnr"]["mean"].number(optional=True)):
+            told.append(f"{task} on {data} comes to {number(restored, 1)} dB with {name}{_against(found)}")
         if "sheet" in found:
             galleries += _slides(found["sheet"], source, f"{name}, {task} on {data}")
         else:
@@ -307,7 +332,11 @@ def _slides(node: Node, source: Source, title: str, how: Mapping[str, str] | Non
     labels = list(sheet)
     pictures = [[images.uri(row[i]) for row in sheet.values()] for i in range(min(SHOWN, len(sheet[labels[0]])))]
     shown = [_shown(label, how or {}) for label in labels]
-    made = [x for label, x in zip(labels, shown, strict=True) if label not in ("given", "truth") and "MAE-r" not in x]
+    made = [
+        x
+        for label, x in zip(labels, shown, strict=True)
+        if label not in ("given", "truth", "encoder + decoder") and not label.endswith(" alone")
+    ]
     lm4lv = [x for x in made if "LM4LV" in x]
     yield Slides(title, shown, pictures, shown[0], (lm4lv or made or shown[-1:])[0])
 
@@ -316,14 +345,12 @@ def _shown(label: str, how: Mapping[str, str]) -> str:
     """A row of a contact sheet as the page calls it.
 
     >>> [_shown(x, {"flip": "lm4lv"}) for x in ("given", "mae alone", "denoise/lm4lv", "flip", "truth")]
-    ['degraded', 'mae alone (MAE-r)', 'denoise/LM4LV', 'flip: LM4LV', 'truth']
+    ['degraded', 'mae alone', 'denoise/LM4LV', 'flip: LM4LV', 'truth']
     """
     if label == "given":
         return "degraded"
     if how.get(label) == "lm4lv" and "lm4lv" not in label:
         return f"{label}: LM4LV"
-    if label == "encoder + decoder" or label.endswith(" alone"):
-        return f"{label} (MAE-r)"
     return re.sub(r"\blm4lv\b", "LM4LV", label)
 
 
