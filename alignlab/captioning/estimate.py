@@ -19,7 +19,8 @@ TEXT = 50  # tokens of a probe's sequence that are no picture: some 25 around it
 WORDS = 32  # tokens of a caption when it is aligned
 
 FORMULAS = (
-    f"Training a captioning probe on an image: 4 x (T + {TEXT}) x parameters of the language model (forward, and backward to its inputs; it is frozen), "
+    f"Training a captioning probe on an image: 4 x (T + {TEXT}) x parameters of the language model (forward, and backward to its "
+    "inputs; it is frozen), "
     "2 x T x parameters of the encoder, 6 x T x parameters of the linear layer; T visual tokens.",
     f"Captioning an image: 2 x (T + {TEXT}) x parameters of the language model, keys and values kept, and the encoder. Aligning an "
     f"item: 2 x {WORDS} tokens x parameters of the language model, and the encoder.",

@@ -278,7 +278,7 @@ def test_the_plan_is_printed_without_weights_or_network(name, tmp_path, monkeypa
         assert (row["state"], row["steps_done"]) == ("to do", 0)
         assert row["hours_left"] > 0
         assert row["memory_gb"] > 1
-    assert "Training an image: 4 x (T + 50) x parameters" in printed
+    assert "Training a captioning probe on an image: 4 x (T + 50) x parameters" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"plan.json"}
     if name == "paper":
         assert plan["data"] == ["llava595k", "nocaps", "wit1024"]
