@@ -176,7 +176,7 @@ def correlation(sources: Sequence[Source]) -> Section | None:
         readings = node["readings"].texts()
         if readings:
             made.blocks.append(Lines(readings, kind="reading"))
-            made.answers.append(f"does alignment predict {node['task'].text()}? {readings[0].rstrip('.')}")
+            made.answers.append(f"whether alignment predicts {node['task'].text()}: {readings[0].rstrip('.')}")
         notes = [*node["notes"].texts(), *(f"without alignment: {x}" for x in node["missing"].texts())]
         notes += [f"left out: {x}" for x in node["left_out"].texts()]
         if notes:
