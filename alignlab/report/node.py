@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,5 @@ class Node:
 
 
 def finite(x: Any) -> bool:
-    """Whether a value is a finite number: true and false are none."""
-    try:
-        return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-    except OverflowError:  # a whole number beyond any float
-        return False
+    """Whether a value is a number that can be drawn: finite, and squared still so. True and false are none."""
+    return isinstance(x, int | float) and not isinstance(x, bool) and -LARGEST < x < LARGEST

@@ -178,6 +178,7 @@ def test_on_paper_everything_is_open_and_nothing_is_cut(page):
     page.set_viewport_size({"width": 718, "height": 1000})  # A4 within its margins
     assert not page.locator("#theme").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    assert page.evaluate("[...document.querySelectorAll('pre')].every(one => one.scrollWidth <= one.clientWidth + 1)")
     # Every version of a picture, with its name.
     slide = page.locator(".slide").first
     assert slide.locator("img:visible").count() == slide.locator("img").count() > 2

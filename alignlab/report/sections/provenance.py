@@ -113,7 +113,8 @@ def _told(node: Node) -> str:
 
 
 def _seed(node: Node) -> str:
-    for place in (node["config"]["seed"], node["recipe"]["seed"], node["design"]["seed"]):
+    # Of an evaluation, where none was given, that of every evaluation.
+    for place in (*(node[part]["seed"] for part in ("config", "recipe", "design")), node["results"][0]["seed"]):
         if isinstance(place.value, int) and not isinstance(place.value, bool):
             return str(place.value)
     return "–"
