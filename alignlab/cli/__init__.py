@@ -16,6 +16,7 @@ from alignlab.cli import (
     analyse,
     cache,
     caption,
+    common,
     data,
     doctor,
     extract,
@@ -109,6 +110,7 @@ def _refuse_launcher(arguments: list[str]) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit status: 0 done, 1 failed while running, 2 bad arguments or input."""
     warnings.showwarning = _plain_warning
+    common.MADE.clear()
     if os.environ.get("ALIGNLAB_DEBUG"):
         app(arguments, standalone_mode=False)
         return 0
@@ -132,6 +134,7 @@ def run(arguments: list[str] | None = None) -> int:
             plain = error.strerror in (None, os.strerror(errno.ENOENT))
             return _fail(f"there is no {error.filename}" if plain else f"{error.filename}: {error.strerror}", 2)
         if isinstance(error, ValueError):
+            common.leave_nothing_empty()
             return _fail(_first_line(error), 2)
         if isinstance(error, OSError) and error.filename:
             return _fail(f"{error.filename}: {error.strerror}", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+MADE: list[Path] = []  # folders that were made for the running command's results
 
 
 def console() -> Console:
@@ -117,10 +120,20 @@ def check_shared(out: Path | None, processes: int) -> None:
         raise ValueError("--out is needed under accelerate launch, whose processes share the folder")
 
 
+def leave_nothing_empty() -> None:
+    """Of a command that was refused: the folders that it had made for its results, where nothing lies in them."""
+    for folder in MADE:
+        with contextlib.suppress(OSError):  # something lies there, or another process was first
+            folder.rmdir()
+    MADE.clear()
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Say that a result cannot be written before it is computed, not after. Raises OSError that names the option."""
+    absent = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        MADE.extend(absent)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -222,7 +222,7 @@ def test_bad_options_exit_2(command, tmp_path, capsys, arguments, said):
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert said in error[0]
-    assert not (tmp_path / "out" / "adapters.safetensors").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_processes_need_a_named_folder(command, capsys, monkeypatch):
