@@ -557,9 +557,9 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str, laboratory: s
         _say_unfinished(name, steps)
     for one in evaluations:
         if one["told"]:
-            whose = f"{one['checkpoint']}, " if "checkpoint" in one else ""
+            by = f"{one['checkpoint']}, " if "checkpoint" in one else ""
             typer.echo(
-                f"{whose}{one['task']} on {one['data']['name']}: {pair_of(one['told'])} where {how} reads the true answer so "
+                f"{by}{one['task']} on {one['data']['name']}: {pair_of(one['told'])} where {how} reads the true answer so "
                 "far in place of its own"
             )
         if one["unwritten"]:

@@ -61,6 +61,8 @@ class LM4LV(Restorer):
         super().__init__(encoder, tasks, llm, sample)
         if task_tokens < 1:
             raise ValueError(f"task_tokens must be 1 or more, got {task_tokens}")
+        if lora < 0:
+            raise ValueError(f"lora must be a rank of 1 or more, or 0 for none, got {lora}")
         llm.model.requires_grad_(False)  # LoRA's own weights come later
         self.words: Conversation = conversation(llm.tokenizer)
         length = (

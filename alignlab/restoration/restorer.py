@@ -99,9 +99,11 @@ class Restorer(nn.Module):
     def restore(self, images: Tensor, task: str | None = None, *, batch_size: int = 32, **options: Any) -> Tensor:
         """Images `[B, 3, H, W]` in 0..1 -> `[B, 3, H', W']` in 0..1, of the decoder's size. `task` is by default the first.
 
-        `options` are those of `write`. Raises ValueError for images that are not floats in 0..1.
+        `options` are those of `write`. Raises ValueError for images that are not floats in 0..1, and for a batch of none.
         """
         check_images(images)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         restored = []
         for batch in images.split(batch_size):
             tokens = self.write(self.encoder.encode(batch), task or self.tasks[0], **options)

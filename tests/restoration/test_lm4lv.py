@@ -202,6 +202,10 @@ def test_wrong_use_is_named(model, parts):
         model.generate(low, "mask", "both")
     with pytest.raises(ValueError, match="task_tokens must be 1 or more"):
         LM4LV(*parts, task_tokens=0)
+    with pytest.raises(ValueError, match="lora must be a rank of 1 or more"):
+        LM4LV(*parts, lora=-1)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        model.restore(IMAGES, "mask", batch_size=0)
     with pytest.raises(ValueError, match=r"test_vit.* has no decoder"):
         LM4LV(load_encoder("timm:test_vit.r160_in1k@random"), parts[1])
 
