@@ -69,7 +69,8 @@ def whole(node: Node, folder: Path) -> str | None:
 def sheet(node: Node, folder: Path) -> dict[str, list[Image.Image]] | None:
     """The pictures of a contact sheet by row; None and a gap where it is not there or damaged."""
     path = file_of(node["file"], folder)
-    if path is None:
+    named = len(node["rows"].texts()) == sum(isinstance(one.value, str) for one in node["rows"].each())
+    if path is None or not named:
         return None
     try:
         return cut_sheet(path, node.value)
