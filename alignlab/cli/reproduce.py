@@ -69,7 +69,6 @@ def reproduce(
     Example: alignlab reproduce table3 --lab embedded --dry-run
     """
     from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
-    from alignlab.provenance import environment
     from alignlab.restoration import earlier, reproduction, targets
     from alignlab.restoration.estimate import needs
     from alignlab.training import processes
@@ -112,10 +111,7 @@ def reproduce(
     found = reproduction.places(what, laboratory, where, before, take_longest=longest)
     if dry_run:
         described = plan(what, laboratory, found, parts, None if lab == "paper" else pick_device(device))
-        if json_file is not None:
-            write_json(
-                json_file, {**described, "environment": environment("cpu" if lab == "paper" else pick_device(device))}
-            )
+        write_plan(json_file, described, device)
         show_plan(console(), described)
         return
     todo = [place.row.experiment for place in found if place.is_open]
@@ -232,6 +228,17 @@ def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | N
         "dtype": dtype,
         "formulas": list(estimate.FORMULAS),
     }
+
+
+def write_plan(path: Path | None, plan: dict[str, Any], device: str) -> None:
+    """Where a file is asked for, with what the plan was made by; the paper's laboratory is of no device here."""
+    from alignlab.cli.common import pick_device, write_json
+    from alignlab.provenance import environment
+
+    if path is not None:
+        write_json(
+            path, {**plan, "environment": environment("cpu" if plan["rate_tflops"] is None else pick_device(device))}
+        )
 
 
 def plain_needs(needs: list[Need]) -> list[dict[str, Any]]:

@@ -183,7 +183,7 @@ def reproduce_all(
 ) -> None:
     """The command. Results go to `out`/results, the page to `out`/LAB.html."""
     from alignlab.cli.common import check_writable, console, pick_device, write_json
-    from alignlab.provenance import environment
+    from alignlab.cli.reproduce import write_plan
     from alignlab.report import write_report
 
     folder = out or Path("reports")
@@ -191,9 +191,7 @@ def reproduce_all(
     where = runs or Path("runs") / "reproduce" / lab.name
     if dry_run:
         described = plan(lab, results, where, n, seed, accumulate, None if lab.name == "paper" else pick_device(device))
-        if json_file is not None:
-            where_from = environment("cpu" if lab.name == "paper" else pick_device(device))
-            write_json(json_file, {**described, "environment": where_from})
+        write_plan(json_file, described, device)
         show_plan(console(), described)
         return
     check_writable(folder, "--out")

@@ -26,8 +26,7 @@ def reproduce_table4(
     """The command; `wanted` are the options of `table4.table`."""
     from alignlab.captioning import table4
     from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
-    from alignlab.cli.reproduce import refuse_what_cannot_run
-    from alignlab.provenance import environment
+    from alignlab.cli.reproduce import refuse_what_cannot_run, write_plan
     from alignlab.training import processes
 
     laboratory = table4.open_lab(lab)
@@ -38,10 +37,7 @@ def reproduce_table4(
     found = table4.places(rows, laboratory, where, earlier)
     if dry_run:
         described = plan(laboratory, found, parts, None if lab == "paper" else pick_device(device))
-        if json_file is not None:
-            write_json(
-                json_file, {**described, "environment": environment("cpu" if lab == "paper" else pick_device(device))}
-            )
+        write_plan(json_file, described, device)
         show_plan(console(), described)
         return
     todo = [place.row for place in found if place.is_open]
