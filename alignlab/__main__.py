@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 
@@ -11,21 +10,9 @@ def main() -> None:
     try:
         from alignlab.cli import run
 
-        status = run()
-        _leave()
-        sys.exit(status)
+        sys.exit(run())
     except KeyboardInterrupt:
         sys.exit("alignlab: interrupted")
-
-
-def _leave() -> None:
-    """Take leave of a launcher's other processes: their threads, still running when the interpreter ends, can abort it."""
-    if "torch" not in sys.modules or int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

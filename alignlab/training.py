@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
@@ -173,11 +174,22 @@ def processes(device: str = "cpu") -> Processes:
     """Those that `accelerate launch` has started, connected; one without it."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Processes()
+    import torch.distributed.nn  # while there is no group: the defaults of its functions' arguments would keep one for good
     from accelerate import PartialState
 
+    if not torch.distributed.is_initialized():
+        atexit.register(_leave)
     # One may wait for another as long as that aligns or captions, or waits for features that a third run computes.
     state = PartialState(cpu=device == "cpu", timeout=LONGEST_WAIT)
     return Processes(state.process_index, state.num_processes)
+
+
+def _leave() -> None:
+    """Take leave of the other processes. Gloo's threads hold tensors; one that lets go of its last while the interpreter
+    ends aborts it (SIGABRT, "terminate called without an active exception", github.com/pytorch/pytorch/pull/179291).
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager

@@ -57,6 +57,32 @@ def test_the_launcher_starts_as_many_as_it_is_told(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.glob("rank-*")} == {"rank-0": "2", "rank-1": "2"}
 
 
+LAST = """
+import atexit, os, pathlib, sys
+from alignlab.cli import run
+def threads():
+    folder = pathlib.Path(sys.argv[1])
+    (folder / f"{os.environ['RANK']}").write_text(
+        " ".join((task / "comm").read_text().strip() for task in pathlib.Path("/proc/self/task").iterdir())
+    )
+atexit.register(threads)  # after all that the command registers
+raise SystemExit(run(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads a process' threads from /proc")
+def test_no_thread_of_the_other_processes_outlives_a_command(models, photos, tmp_path):
+    """One that does can abort the interpreter at its end, once in some hundred times."""
+    (tmp_path / "last.py").write_text(LAST)
+    (tmp_path / "threads").mkdir()
+    command = ["caption", "train", *models, "--data", photos, "--steps", 1, "--batch-size", 2, "--judge", "none"]
+    done(*launched(2, str(tmp_path / "last.py")), tmp_path / "threads", *command, "--out", tmp_path / "run")
+    for rank in ("0", "1"):
+        left = (tmp_path / "threads" / rank).read_text().split()
+        assert left
+        assert not [name for name in left if "gloo" in name], left
+
+
 @pytest.fixture(scope="module")
 def photos(blurs):
     return blurs("photos", 22)  # five of them held out: no even share for two or four
