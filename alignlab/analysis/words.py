@@ -23,6 +23,10 @@ MEASURES = (
 )
 
 
+# What components' analysis compares with the true tokens.
+COMPARED = {"given": "as given", "written": "as written", "told": "reading the true ones"}
+
+
 def measure(name: str, x: float | None, digits: int = 3) -> str:
     """One of Table 6's measures; None is infinity where a ratio can be that, else nothing that can be told.
 
@@ -44,3 +48,11 @@ def si(x: float) -> str:
         if abs(x) >= size:
             return f"{x / size:.2f} {unit}"
     return f"{x:.0f}"
+
+
+def percent(x: float | None) -> str:
+    """
+    >>> percent(0.1234), percent(0.000512), percent(8.959), percent(None)
+    ('12.3%', '0.0512%', '896%', '-')
+    """
+    return "-" if x is None else f"{100 * x:.3g}%" if abs(x) < 10 else f"{100 * x:.0f}%"

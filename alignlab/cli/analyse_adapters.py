@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ def adapters(
         check_whole,
         check_writable,
         console,
+        labels,
         output_folder,
         write_json,
     )
@@ -56,7 +56,7 @@ def adapters(
     if json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
     found = []
-    for one, label in zip(read, _labels([one.name for one in read]), strict=True):
+    for one, label in zip(read, labels([one.name for one in read]), strict=True):
         analysed = {**analysis.analyse(one, draws, seed), "pictures": [f"heatmap-{label}.png", f"singular-{label}.png"]}
         figures = (analysis.heatmaps(one), analysis.spectra(analysed))
         for figure, picture in zip(figures, analysed["pictures"], strict=True):
@@ -85,12 +85,6 @@ def adapters(
     if simulation is not None:
         show_simulation(screen, simulation)
     screen.print(f"written: {folder}/result.json{' and pictures' if found else ''}", soft_wrap=True, markup=False)
-
-
-def _labels(names: list[str]) -> list[str]:
-    """For files: folders of one name are numbered."""
-    slugs = [re.sub(r"[^\w.-]+", "-", name) for name in names]
-    return [x if (again := slugs[:i].count(x)) == 0 else f"{x}-{again + 1}" for i, x in enumerate(slugs)]
 
 
 def show(screen: Any, one: dict[str, Any]) -> None:

@@ -26,6 +26,16 @@ def console() -> Console:
     return Screen(highlight=False, width=None if sys.stdout.isatty() else 132)
 
 
+def labels(names: Sequence[str]) -> list[str]:
+    """For files: folders of one name are numbered.
+
+    >>> labels(["a b", "c", "a b"])
+    ['a-b', 'c', 'a-b-2']
+    """
+    slugs = [re.sub(r"[^\w.-]+", "-", name) for name in names]
+    return [x if (again := slugs[:i].count(x)) == 0 else f"{x}-{again + 1}" for i, x in enumerate(slugs)]
+
+
 def output_folder(out: Path | None, command: str) -> Path:
     """The folder for a command's results, made if need be: `out`, or `runs/<command>-<time>`."""
     folder = out or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -158,9 +158,8 @@ def _trained(
 
     from alignlab import trained
     from alignlab.data.degradations import pair
-    from alignlab.provenance import shown
     from alignlab.restoration.design import find, load, read
-    from alignlab.restoration.experiment import TEST_SEED, open_test
+    from alignlab.restoration.experiment import TEST_SEED, check_unseen, open_test
     from alignlab.restoration.lm4lv import LM4LV
 
     plan, _, _ = read(find(checkpoint))
@@ -173,8 +172,7 @@ def _trained(
     assert isinstance(model, LM4LV)
     learnt = described["about"].get("data", [])
     test = open_test(data, learnt, images)
-    if described["about"].get("whole") and any(one["fingerprint"] == test.data.fingerprint for one in learnt):
-        raise ValueError(f"--data {shown(data)}: {checkpoint} has learnt from all of it; give pictures it never saw")
+    check_unseen(test, described["about"], data, checkpoint)
     clean = test.pictures(model.encoder.image_size)(0, len(test))
     with torch.no_grad():
         degraded, wanted = pair(clean, chosen, seed=TEST_SEED)

@@ -98,6 +98,12 @@ def steps(
             needs=needs[:1],
         ),
         Step("adapters", ("analyse", "adapters", *adapters, "--simulate"), needs=needs),
+        Step(
+            "components",
+            ("analyse", "components", *adapters, *(() if seen == "scenes" else ("--data", seen)), *common),
+            kept=True,
+            needs=needs,
+        ),
         Step("compute", ("analyse", "compute", "--lab", lab.name), kept=True),
     ]
     if embedded:

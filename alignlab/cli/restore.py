@@ -262,7 +262,7 @@ def evaluate(
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
     from alignlab.provenance import environment, laboratory, shown, shown_model
     from alignlab.restoration.design import find, load, read, steps_of
-    from alignlab.restoration.experiment import TEST_SEED, evaluate_on, open_test
+    from alignlab.restoration.experiment import TEST_SEED, check_unseen, evaluate_on, open_test
     from alignlab.restoration.pictures import save_grid
     from alignlab.sheets import save_sheet
     from alignlab.training import processes
@@ -292,10 +292,7 @@ def evaluate(
         learnt = about.get("data", [])
         for source in data:
             test = open_test(source, learnt, n, fifth)
-            if about.get("whole") and any(one["fingerprint"] == test.data.fingerprint for one in learnt):
-                raise ValueError(
-                    f"--data {shown(source)}: {name} has learnt from all of it; give pictures it never saw"
-                )
+            check_unseen(test, about, source, name)
             for one in tasks:
                 options = _mode_of(model.how, mode)
                 plain, found = evaluate_on(

@@ -23,6 +23,7 @@ SECTIONS: tuple[Callable[[Sequence[Source]], Section | None], ...] = (
     restoration.section,
     layers.section,
     analysis.adapters,
+    analysis.components,
     analysis.correlation,
     analysis.compute,
     analysis.plan,
@@ -41,13 +42,14 @@ ASKS = {
     "probe-linear": "what is linear in each layer",
     "probe-induction": "which heads copy",
     "analyse-adapters": "what do the adapters do by themselves",
+    "analyse-components": "how much of the encoder's tokens is written",
     "analyse-correlation": "does alignment predict restoration",
     "analyse-compute": "what does it cost",
     "reproduce-plan": "what would it take",
 }
 
 
-BELOW = ("reconstruct", "analyse-adapters", "analyse-compute", "reproduce-plan")
+BELOW = ("reconstruct", "analyse-adapters", "analyse-components", "analyse-compute", "reproduce-plan")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ KINDS = {
     "probe-linear": 1,
     "probe-induction": 1,
     "analyse-adapters": 1,
+    "analyse-components": 1,
     "analyse-correlation": 1,
     "analyse-compute": 1,
     "reproduce-plan": 1,

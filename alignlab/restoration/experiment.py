@@ -19,7 +19,7 @@ from alignlab.data import ImageTextDataset, load_dataset, resize, to_tensor
 from alignlab.data.degradations import Task
 from alignlab.files import whole, write_tensors
 from alignlab.pretrain.pool import held_out
-from alignlab.provenance import environment, laboratory
+from alignlab.provenance import environment, laboratory, shown
 from alignlab.restoration import fit
 from alignlab.restoration.batches import KEPT_BYTES
 from alignlab.restoration.card import write_card
@@ -102,6 +102,13 @@ def open_test(source: str, learnt: Sequence[dict[str, str]] = (), n: int | None 
     if n is not None and n < len(indices):
         indices = [indices[i * len(indices) // n] for i in range(n)]
     return TestSet(data, indices, held or source == "scenes")
+
+
+def check_unseen(test: TestSet, about: dict[str, Any], source: str, name: str) -> None:
+    """ValueError where the checkpoint `name` has learnt from every item of the set: nothing of it is held out."""
+    fingerprints = [one["fingerprint"] for one in about.get("data", [])]
+    if about.get("whole") and test.data.fingerprint in fingerprints:
+        raise ValueError(f"--data {shown(source)}: {name} has learnt from all of it; give pictures it never saw")
 
 
 def run(

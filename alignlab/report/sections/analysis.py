@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from alignlab.analysis.correlation import tags
-from alignlab.analysis.words import MEASURES, ROWS, measure, si
+from alignlab.analysis.words import COMPARED, MEASURES, ROWS, measure, percent, si
 from alignlab.report import figures, images
 from alignlab.report.blocks import (
     Block,
@@ -24,6 +24,10 @@ from alignlab.report.blocks import (
 )
 from alignlab.report.node import Node
 from alignlab.report.source import Source, of_kind
+
+# What is cut off after a component, in words.
+CUT = {"true": "true tokens", "written": "written ones"}
+HIGHEST = 2.0  # of what is unexplained, in a figure
 
 TESTS = {
     "points": "all points, as if independent",
@@ -118,6 +122,91 @@ def _singular(node: Node, name: str, where: Sequence[str]) -> Iterator[Block]:
         yield figures.curves(
             panels, "singular value", alt=alt, caption=f"{alt}; dashed, |alpha|.", share=False, log=True
         )
+
+
+def components(sources: Sequence[Source]) -> Section | None:
+    """How much of each principal component of the encoder's tokens is written, and what it is worth."""
+    made = Section(
+        "components",
+        "What is written of the tokens",
+        lead="The principal components of the true tokens, the largest first. Unexplained: squared errors over the true tokens' "
+        "squared deviations from their mean, 0 exact, 100% no better than the mean. dB: of the decoded picture against the "
+        "answer, with the components up to here (the mean in place of the others), or with these alone as written.",
+    )
+    for source in of_kind(sources, "analyse-components"):
+        for one in source.node["checkpoints"].each():
+            _written(one, made)
+    return made if made.blocks else None
+
+
+def _written(node: Node, made: Section) -> None:
+    name, task = node["checkpoint"].text(), node["task"].text()
+    compared = [key for key, _ in node["carried"].entries() if key in COMPARED]
+    rows, ends = [], list[float | None]()
+    worth: dict[str, list[float | None]] = {key: [] for key in CUT}
+    for band in node["bands"].each():
+        first, last, share = (band[key].number() for key in ("first", "last", "share"))
+        line = [Cell(f"{number(first, 0)} to {number(last, 0)}", first), Cell(percent(share), share)]
+        for key in compared:
+            found = band["unexplained"][key]
+            value, interval = found["value"].number(optional=True), found["ci95"].interval()
+            span = "" if interval is None else f" ({percent(interval[0])} to {percent(interval[1])})"
+            line.append(Cell(f"{percent(value)}{span}", value))
+        decibels = {key: band["psnr"][key]["mean"].number(optional=True) for key in (*CUT, "alone")}
+        rows.append([*line, *(cell(value, 2) for value in decibels.values())])
+        ends.append(last)
+        for key in CUT:
+            worth[key].append(decibels[key])
+    if not rows:
+        return
+    headings = ["components", "variance", *(f"unexplained, {COMPARED[key]}" for key in compared)]
+    headings += [f"dB, {CUT[key]} up to here" for key in CUT] + ["dB, these alone written"]
+    carried = [
+        (key, node["carried"][key]["value"].number(), node["carried"][key]["ci95"].interval()) for key in compared
+    ]
+    arrives = "; ".join(f"{COMPARED[key]} {with_interval(value, span, 1)}" for key, value, span in carried)
+    whole = ((key, node["psnr"][key]["mean"].number(optional=True)) for key in ("true", *compared))
+    painted = "; ".join(f"{(CUT | COMPARED)[key]} {number(value, 2)}" for key, value in whole)
+    total = number(node["components"].number(), 0)
+    made.blocks.append(
+        Table(
+            f"{name}, {task}: {node['design']['encoder'].text()} on {number(node['n'].number(), 0)} of "
+            f"{node['data']['name'].text()}",
+            headings,
+            rows,
+            numeric=range(1, len(headings)),
+            note=f"Components' worth (the sum of what is explained of each), of {total}: {arrives}. All components, dB: {painted}.",
+        )
+    )
+    if isinstance(node["reading"].value, str):
+        made.answers.append(node["reading"].text().rstrip("."))
+    else:
+        node["reading"].text()
+    unexplained = [
+        figures.Curve(
+            COMPARED[key], range(1, len(values) + 1), [None if x is None else min(x, HIGHEST) for x in values]
+        )
+        for key in compared
+        if (values := node["unexplained"][key].numbers())
+    ]
+    known = [i for i, end in enumerate(ends) if end is not None]
+    decoded = [
+        figures.Curve(f"{CUT[key]} up to here", [ends[i] or 0.0 for i in known], [worth[key][i] for i in known])
+        for key in CUT
+    ]
+    alt = f"Share of each component's variance that {name} leaves unexplained on {task}"
+    if unexplained:
+        unexplained.append(figures.Curve("no better than the mean", level=1.0, dashed=True))
+        made.blocks.append(
+            figures.curves(
+                {"principal component": unexplained},
+                "share of the variance unexplained",
+                alt=alt,
+                caption=f"{alt}; what is above {HIGHEST:.0f} is drawn there.",
+            )
+        )
+    alt = f"PSNR of the first components alone, {name} on {task}"
+    made.blocks.append(figures.curves({"principal components": decoded}, "PSNR (dB)", alt=alt, caption=f"{alt}."))
 
 
 def correlation(sources: Sequence[Source]) -> Section | None:

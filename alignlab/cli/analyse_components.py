@@ -1,0 +1,149 @@
+"""`alignlab analyse components`: which components of an encoder's tokens trained adapters write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from alignlab.files import save_figure
+
+SCHEMA = "alignlab.analyse-components/1"
+
+
+def components(
+    checkpoint: list[str] = typer.Argument(help="Folders that restore train wrote, or shipped adapters' names."),
+    task: list[str] = typer.Option([], help="Of those that the checkpoints learnt (default: all); may be repeated."),
+    data: str = typer.Option("scenes", help="Images, as measure takes them, held out from training."),
+    n: int = typer.Option(128, "--n", help="Images, evenly spread."),
+    encoder: str | None = typer.Option(None, help="Where the encoder is, if the checkpoint's name does not find it."),
+    llm: str | None = typer.Option(None, help="Where the language model is, likewise."),
+    batch_size: int = typer.Option(64, help="Images at once: speed, and in bfloat16 the last digits."),
+    seed: int = typer.Option(0, help="Of the bootstrap."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    dtype: str = typer.Option("auto", help="auto (bfloat16 where quick), bfloat16 or float32, of the language model."),
+    out: Path | None = typer.Option(
+        None, help="Folder for result.json and pictures (default runs/analyse-components-TIME)."
+    ),
+    json_file: Path | None = typer.Option(None, "--json", help="Write the result to this file too."),
+) -> None:
+    """How much of each principal component of the encoder's tokens is written, and what it is worth in dB?
+
+    Where restored pictures are worse than encoder and decoder allow, it shows what is lost: the components that vary most
+    or those that vary least.
+
+    Example: alignlab analyse components denoise-mae-smollm2
+    """
+    from alignlab import trained
+    from alignlab.analysis import components as analysis
+    from alignlab.cli.common import (
+        check_positive,
+        check_whole,
+        check_writable,
+        console,
+        labels,
+        output_folder,
+        pick_device,
+        pick_dtype,
+        write_json,
+    )
+    from alignlab.progress import progress
+    from alignlab.provenance import environment, laboratory, shown, shown_model
+    from alignlab.restoration.design import find, load, read, steps_of
+    from alignlab.restoration.experiment import TEST_SEED, check_unseen, open_test
+
+    check_positive({"batch-size": batch_size})
+    check_whole({"seed": seed})
+    if n < 2:
+        raise ValueError(f"--n {n}: components need two images or more")
+    where = pick_device(device)
+    dtype = pick_dtype(dtype, where)
+    names, wanted = list(dict.fromkeys(checkpoint)), list(dict.fromkeys(task))
+    plans = [read(find(name))[0] for name in names]
+    for name, plan in zip(names, plans, strict=True):
+        for one in wanted:
+            if one not in plan.tasks:
+                raise ValueError(f"--task {one}: {name} has learnt {', '.join(plan.tasks)}")
+    pairs = [(name, one) for name, plan in zip(names, plans, strict=True) for one in wanted or plan.tasks]
+    folder = output_folder(out, "analyse-components")
+    if json_file is not None:
+        check_writable(json_file.absolute().parent, "--json")
+    screen, found = console(), []
+    slugs = labels([f"{find(name).resolve().name}-{one}" for name, one in pairs])
+    for (name, one), slug in zip(pairs, slugs, strict=True):
+        model, plan, described = load(name, device=where, dtype=dtype, encoder=encoder, llm=llm)
+        about = described["about"]
+        test = open_test(data, about.get("data", []), n)
+        check_unseen(test, about, data, name)
+        with progress(f"restore with {find(name).resolve().name}, {one}", len(test), "images") as tick:
+            pictures = test.pictures(model.encoder.image_size)
+            tokens = analysis.read(model, pictures, len(test), one, seed=TEST_SEED, batch_size=batch_size, tick=tick)
+        row = {
+            "checkpoint": find(name).resolve().name,
+            "trained": trained.checkpoint(find(name)),
+            "design": plan.plain(),
+            "frozen": described["frozen"],
+            "steps": steps_of(described),
+            "task": one,
+            "data": {"name": test.data.name, "fingerprint": test.data.fingerprint, "items": len(test.data)},
+            "picture": f"components-{slug}.png",
+            **analysis.analyse(tokens, seed),
+        }
+        row["reading"] = analysis.reading(row)
+        save_figure(analysis.curves(row, f"{row['checkpoint']}, {one}"), folder / row["picture"], dpi=130)
+        found.append(row)
+        show(screen, row)
+    whose = {laboratory([plan.encoder], plan.llm if plan.reads_llm else None, data) for plan in plans}
+    result = {
+        "schema": SCHEMA,
+        "laboratory": whose.pop() if len(whose) == 1 else "own",
+        "checkpoints": found,
+        "config": {
+            "checkpoint": [find(name).resolve().name for name in names],
+            "data": shown(data),
+            **{"task": wanted, "n": n, "encoder": encoder and shown_model(encoder), "llm": llm and shown_model(llm)},
+            **{"batch_size": batch_size, "seed": seed, "device": where, "dtype": dtype},
+        },
+        "environment": environment(where),
+    }
+    write_json(folder / "result.json", result)
+    if json_file is not None:
+        write_json(json_file, result)
+    screen.print(f"written: {folder}/result.json and pictures", soft_wrap=True, markup=False)
+
+
+def show(screen: Any, one: dict[str, Any]) -> None:
+    """Print one checkpoint's components by bands of their size, and the sentence that they make."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from alignlab.analysis.words import COMPARED, percent
+
+    plan = one["design"]
+    compared = list(one["carried"])
+    table = Table(
+        title=escape(f"{one['checkpoint']}, {one['task']}: {plan['encoder']} on {one['n']} of {one['data']['name']}"),
+        title_justify="left",
+    )
+    table.add_column("components", justify="right", no_wrap=True)
+    table.add_column("variance", justify="right")
+    for name in compared:
+        table.add_column(f"unexplained,\n{COMPARED[name]}", justify="right")
+    for heading in ("true up to here", "written up to here", "these alone written"):
+        table.add_column(f"dB, {heading}", justify="right")
+    for band in one["bands"]:
+        shares = [percent(band["unexplained"][name]["value"]) for name in compared]
+        values = [_decibels(band["psnr"][key]["mean"]) for key in ("true", "written", "alone")]
+        table.add_row(f"{band['first']} to {band['last']}", percent(band["share"]), *shares, *values)
+    screen.print(table)
+    whole = ", ".join(
+        f"{COMPARED[name]} {x['value']:.1f} ({x['ci95'][0]:.1f} to {x['ci95'][1]:.1f})"
+        for name, x in one["carried"].items()
+    )
+    screen.print(escape(f"components' worth, of {one['components']}: {whole}"), soft_wrap=True)
+    screen.print(escape(one["reading"]), soft_wrap=True)
+
+
+def _decibels(x: float | None) -> str:
+    return "inf" if x is None else f"{x:.2f}"
