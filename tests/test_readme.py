@@ -595,6 +595,56 @@ def test_the_sentences_about_copying_are_those_of_the_result_file():
     ) in " ".join(section.split())
 
 
+def test_the_sentences_about_components_are_those_of_the_result_files():
+    from alignlab.analysis.words import percent
+
+    def read(name: str) -> list[dict]:
+        return json.loads((ROOT / "reports" / "results" / name / "result.json").read_text())["checkpoints"]
+
+    def left(one: dict, band: int) -> str:
+        return percent(one["bands"][band]["unexplained"]["written"]["value"])
+
+    def worth(one: dict, key: str = "written") -> str:
+        return f"{one['carried'][key]['value']:.1f}"
+
+    def cut(band: int) -> str:
+        return f"{llm['bands'][band]['psnr']['true']['mean']:.2f}"
+
+    llm, turned = read("components")
+    mlp, transformer = read("components-experts")
+    (vqgan,) = read("components-vqgan")
+    tasks = [one["task"] for one in (llm, turned, mlp, transformer, vqgan)]
+    assert tasks == ["denoise", "rotate", "denoise", "denoise", "repeat"]
+    assert [band["last"] for band in llm["bands"]] == [16, 32, 64, 128, 256]
+    assert [band["last"] for band in vqgan["bands"]] == [16, 32]
+    assert len({(one["data"]["fingerprint"], one["n"], one["components"]) for one in (llm, mlp, transformer)}) == 1
+    assert llm["bands"] != mlp["bands"]
+    small, lost = percent(vqgan["bands"][1]["share"]), left(vqgan, 0)
+    words = " ".join(README.split())
+    for told in (
+        f"the 16 largest principal components hold {percent(llm['bands'][0]['share'])} of the variance",
+        f"leaves {left(llm, 0)} of that unexplained, the MLP's {left(mlp, 0)}.",
+        f"33 to 64 it leaves {left(llm, 2)} where the MLP leaves {left(mlp, 2)}, in 65 to 128 {left(llm, 3)}",
+        f"against {left(mlp, 3)}: in all it writes {worth(llm)} of {llm['components']} components' worth,",
+        f"the MLP {worth(mlp)}, the Transformer {worth(transformer)}, and the",
+        f"noisy picture's tokens have {worth(llm, 'given')}.",
+        f"cut off after 64 decode to {cut(2)} dB, after 128 to {cut(3)}.",
+        f"all but {small} of their variance in 16 components, and there it leaves {lost}.",
+    ):
+        assert told in words, told
+    docs = " ".join((ROOT / "docs" / "restoration.md").read_text().split())
+    for told in (
+        f"all but {small} of their variance in 16 principal components, of which {lost} arrives wrong",
+        f"leaves {left(llm, 0)} of the variance of the 16 largest unexplained, which is",
+        f"as good as the MLP of Table 3 ({left(mlp, 0)})",
+        f"{left(llm, 2)} in components 33 to 64 (the MLP {left(mlp, 2)}) and {left(llm, 3)} in 65 to 128 ({left(mlp, 3)})",
+        f"{worth(llm)} of {llm['components']} components' worth, {worth(llm, 'told')} reading the true answer so far,",
+        f"the MLP {worth(mlp)}.",
+        f"to {cut(2)} dB with 64 components, to {cut(3)} with 128, to {cut(4)} with all",
+    ):
+        assert told in docs, told
+
+
 def test_the_table_of_adapters_is_that_of_the_result_file():
     from alignlab.analysis.words import measure
 

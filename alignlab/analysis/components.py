@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,9 @@ class Read:
     answer: Tensor
     decode: Callable[[Tensor], Tensor]
 
-    def each(self) -> Iterator[tuple[str, Tensor]]:
-        """What is compared with the truth, by its name."""
-        for name, tokens in (("given", self.given), ("written", self.written), ("told", self.told)):
-            if tokens is not None:
-                yield name, tokens
+    def each(self) -> dict[str, Tensor | None]:
+        """What is compared with the truth."""
+        return {"given": self.given, "written": self.written, "told": self.told}
 
 
 def own(encoder: Any, tokens: Tensor) -> tuple[Any, Tensor]:
@@ -115,9 +113,9 @@ def analyse(tokens: Read, seed: int = 0) -> dict[str, Any]:
     Components are the principal ones of the true tokens about their mean over pictures and positions, the largest first.
     `unexplained` is the sum of squared errors over that of the true tokens' deviations from the mean: 0 exact, 1 no better
     than the mean, above 1 worse. `carried` is the sum over components of 1 minus it, of none less than 0: how many
-    components' worth arrives. Intervals are of a bootstrap over pictures. `psnr` of each band, in dB against the answer:
-    the true tokens cut off after it (the mean beyond), the written ones cut likewise, and the true ones with this band
-    alone as written; of the whole: the true, given, written and told tokens.
+    components' worth arrives. Tokens that are not there have None. Intervals are of a bootstrap over pictures. `psnr` of
+    each band, in dB against the answer: the true tokens cut off after it (the mean beyond), the written ones cut likewise,
+    and the true ones with this band alone as written; of the whole: the true, given, written and told tokens.
 
     Raises ValueError for fewer than two pictures and for tokens that are the same everywhere.
     """
@@ -141,13 +139,18 @@ def analyse(tokens: Read, seed: int = 0) -> dict[str, Any]:
     drawn = torch.randint(n, (DRAWS, n), generator=generator)
     weights = torch.zeros(DRAWS, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(DRAWS, n).double())
     parts = bands(width)
-    each: dict[str, list[float | None]] = {}
-    carried: dict[str, dict[str, Any]] = {}
+    each: dict[str, list[float | None] | None] = {}
+    carried: dict[str, dict[str, Any] | None] = {}
     of_bands: list[dict[str, Any]] = [
         {"first": first, "last": last, "share": float(values[first - 1 : last].sum()) / level, "unexplained": {}}
         for first, last in parts
     ]
-    for name, x in tokens.each():
+    for name, x in tokens.each().items():
+        if x is None:
+            each[name] = carried[name] = None
+            for band in of_bands:
+                band["unexplained"][name] = None
+            continue
         error = (turned(x) - truth).square().sum(1)  # [N, D]
         ratio = error.sum(0) / total.sum(0)
         each[name] = [float(one) if there else None for one, there in zip(ratio, varies, strict=True)]
@@ -186,7 +189,9 @@ def analyse(tokens: Read, seed: int = 0) -> dict[str, Any]:
         "carried": carried,
         "bands": of_bands,
         "unexplained": each,
-        "psnr": {name: quality(x) for name, x in (("true", tokens.truth), *tokens.each())},
+        "psnr": {
+            name: None if x is None else quality(x) for name, x in {"true": tokens.truth, **tokens.each()}.items()
+        },
     }
 
 
@@ -218,6 +223,8 @@ def curves(found: dict[str, Any], title: str) -> Figure:
     figure = Figure(figsize=(9.2, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, values in found["unexplained"].items():
+        if values is None:
+            continue
         left.plot(
             range(1, len(values) + 1),
             [float("nan") if x is None else x for x in values],

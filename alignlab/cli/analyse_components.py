@@ -121,7 +121,7 @@ def show(screen: Any, one: dict[str, Any]) -> None:
     from alignlab.analysis.words import COMPARED, percent
 
     plan = one["design"]
-    compared = list(one["carried"])
+    compared = [name for name, x in one["carried"].items() if x is not None]
     table = Table(
         title=escape(f"{one['checkpoint']}, {one['task']}: {plan['encoder']} on {one['n']} of {one['data']['name']}"),
         title_justify="left",
@@ -140,6 +140,7 @@ def show(screen: Any, one: dict[str, Any]) -> None:
     whole = ", ".join(
         f"{COMPARED[name]} {x['value']:.1f} ({x['ci95'][0]:.1f} to {x['ci95'][1]:.1f})"
         for name, x in one["carried"].items()
+        if x is not None
     )
     screen.print(escape(f"components' worth, of {one['components']}: {whole}"), soft_wrap=True)
     screen.print(escape(one["reading"]), soft_wrap=True)

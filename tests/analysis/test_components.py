@@ -152,6 +152,7 @@ def test_reading_is_an_evaluations(encoder):
         found = analyse(read(model, some, N, task, seed=4, batch_size=5))
         evaluated = evaluate(model, some, N, task, seed=4)
         assert found["psnr"]["written"]["mean"] == pytest.approx(evaluated.restored.psnr.value, abs=1e-3)
-        assert list(found["carried"]) == (["given", "written"] if task == "denoise" else ["written"])
+        there = [name for name, one in found["carried"].items() if one is not None]
+        assert there == (["given", "written"] if task == "denoise" else ["written"])
         if task == "denoise":
             assert found["psnr"]["given"]["mean"] == pytest.approx(evaluated.alone.psnr.value, abs=1e-3)

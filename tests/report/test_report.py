@@ -19,7 +19,7 @@ from alignlab.report.page import render
 from alignlab.report.source import KINDS, Source, read_all
 
 RESULTS = Path(__file__).parents[2] / "reports" / "results"
-KINDS_OF = {"fig5": "reproduce", "probe-linear": "probe-linear"}
+KINDS_OF = {"fig5": "reproduce", "probe-linear": "probe-linear", "components": "analyse-components"}
 HOSTILE = "<script>alert(1)</script>\"'&${x}{{ 7 * 7 }}$\\frac$"
 
 
@@ -447,7 +447,7 @@ def test_what_is_not_there_is_neither_counted_nor_claimed(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["fig5", "probe-linear"])
+@pytest.mark.parametrize("name", ["fig5", "probe-linear", "components"])
 def test_no_part_that_a_page_shows_goes_missing_unmarked(tmp_path, name, monkeypatch):
     """Take away every key in turn: whatever changes the page is said to be missing."""
     monkeypatch.setattr("alignlab.report.images.uri", lambda picture, quality=90: "data:,")

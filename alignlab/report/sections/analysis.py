@@ -141,7 +141,8 @@ def components(sources: Sequence[Source]) -> Section | None:
 
 def _written(node: Node, made: Section) -> None:
     name, task = node["checkpoint"].text(), node["task"].text()
-    compared = [key for key, _ in node["carried"].entries() if key in COMPARED]
+    # Null is what there is none of: a task that moves the picture, a model that reads nothing of its own.
+    compared = [key for key in COMPARED if not ((one := node["carried"][key]).there and one.value is None)]
     rows, ends = [], list[float | None]()
     worth: dict[str, list[float | None]] = {key: [] for key in CUT}
     for band in node["bands"].each():
