@@ -22,12 +22,15 @@ def curves(
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder / "logs")) if writes else None
+    writer: SummaryWriter | None = None
     now_and_then = max(steps // SAMPLES, 1)
 
     def watch(done: int, losses: dict[str, float]) -> None:
-        if writer is None:
+        nonlocal writer
+        if not writes:
             return
+        if writer is None:  # a resumed run repeats what it had not saved: the curves go on from there
+            writer = SummaryWriter(str(folder / "logs"), purge_step=done)
         if done % EVERY == 0 or done == steps:
             for name, value in losses.items():
                 writer.add_scalar(f"loss/{name}", value, done)

@@ -96,7 +96,9 @@ def open_test(source: str, learnt: Sequence[dict[str, str]] = (), n: int | None 
     data = load_dataset(source, captions=False)
     scenes = [one for one in learnt if one["name"].partition(":")[0] in ("scenes", "scenes-train")]
     if data.name == "scenes-train" and any(one["fingerprint"] != data.fingerprint for one in scenes):
-        raise ValueError(f"{source} are scenes that were learnt from; measure on scenes, which never are")
+        raise ValueError(
+            f"{source} are scenes that were learnt from; learn from one set of scenes, measure on scenes, which never are"
+        )
     held = fifth or any(one["fingerprint"] == data.fingerprint for one in learnt if one["fingerprint"])
     indices = held_out(data) if held else list(range(len(data)))
     if n is not None and n < len(indices):
