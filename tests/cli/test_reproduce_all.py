@@ -148,6 +148,8 @@ def test_what_is_committed_counts_as_made():
         "measure-photos",
         "reconstruct-photos",
         "denoise-4000",
+        "components-experts",
+        "components-vqgan",
         "denoise-both",
         "denoise-photos",
         "induction-random",
