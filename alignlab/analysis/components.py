@@ -241,7 +241,7 @@ def curves(found: dict[str, Any], title: str) -> Figure:
             if band["psnr"][name]["mean"] is not None
         ]
         right.plot(*zip(*at, strict=True), color=colour, marker="o", label=label)
-    right.set_ylabel("PSNR of the first components alone (dB)")
+    right.set_ylabel("PSNR of the first ones alone (dB)")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xlabel("principal component")

@@ -180,7 +180,7 @@ def _written(node: Node, made: Section) -> None:
         )
     )
     if isinstance(node["reading"].value, str):
-        made.answers.append(node["reading"].text().rstrip("."))
+        made.answers.append(f"for {node['reading'].text().rstrip('.')}")
     else:
         node["reading"].text()
     unexplained = [
