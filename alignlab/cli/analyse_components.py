@@ -71,8 +71,11 @@ def components(
         check_writable(json_file.absolute().parent, "--json")
     screen, found = console(), []
     slugs = labels([f"{find(name).resolve().name}-{one}" for name, one in pairs])
+    loaded = ""
     for (name, one), slug in zip(pairs, slugs, strict=True):
-        model, plan, described = load(name, device=where, dtype=dtype, encoder=encoder, llm=llm)
+        if loaded != name:
+            model, plan, described = load(name, device=where, dtype=dtype, encoder=encoder, llm=llm)
+            loaded = name
         about = described["about"]
         test = open_test(data, about.get("data", []), n)
         check_unseen(test, about, data, name)

@@ -72,7 +72,7 @@ raise SystemExit(run(sys.argv[2:]))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads a process' threads from /proc")
 def test_no_thread_of_the_other_processes_outlives_a_command(models, photos, tmp_path):
-    """One that does can abort the interpreter at its end, once in some hundred times."""
+    """One that does can abort the interpreter at its end, and now and then did."""
     (tmp_path / "last.py").write_text(LAST)
     (tmp_path / "threads").mkdir()
     command = ["caption", "train", *models, "--data", photos, "--steps", 1, "--batch-size", 2, "--judge", "none"]
