@@ -65,45 +65,44 @@ def components(
         for one in wanted:
             if one not in plan.tasks:
                 raise ValueError(f"--task {one}: {name} has learnt {', '.join(plan.tasks)}")
-    pairs = [(name, one) for name, plan in zip(names, plans, strict=True) for one in wanted or plan.tasks]
     folder = output_folder(out, "analyse-components")
     if json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
-    screen, found = console(), []
-    slugs = labels([f"{find(name).resolve().name}-{one}" for name, one in pairs])
-    loaded = ""
-    for (name, one), slug in zip(pairs, slugs, strict=True):
-        if loaded != name:
-            model, plan, described = load(name, device=where, dtype=dtype, encoder=encoder, llm=llm)
-            loaded = name
+    screen, found = console(), list[dict[str, Any]]()
+    folders = [find(name).resolve() for name in names]
+    for name, label, place in zip(names, labels([place.name for place in folders]), folders, strict=True):
+        model, plan, described = load(name, device=where, dtype=dtype, encoder=encoder, llm=llm)
         about = described["about"]
         test = open_test(data, about.get("data", []), n)
         check_unseen(test, about, data, name)
-        with progress(f"restore with {find(name).resolve().name}, {one}", len(test), "images") as tick:
-            pictures = test.pictures(model.encoder.image_size)
-            tokens = analysis.read(model, pictures, len(test), one, seed=TEST_SEED, batch_size=batch_size, tick=tick)
-        row = {
-            "checkpoint": find(name).resolve().name,
-            "trained": trained.checkpoint(find(name)),
-            "design": plan.plain(),
-            "frozen": described["frozen"],
-            "steps": steps_of(described),
-            "task": one,
-            "data": {"name": test.data.name, "fingerprint": test.data.fingerprint, "items": len(test.data)},
-            "picture": f"components-{slug}.png",
-            **analysis.analyse(tokens, seed),
-        }
-        row["reading"] = analysis.reading(row)
-        save_figure(analysis.curves(row, f"{row['checkpoint']}, {one}"), folder / row["picture"], dpi=130)
-        found.append(row)
-        show(screen, row)
+        pictures = test.pictures(model.encoder.image_size)
+        for one in wanted or plan.tasks:
+            with progress(f"restore with {label}, {one}", len(test), "images") as tick:
+                tokens = analysis.read(
+                    model, pictures, len(test), one, seed=TEST_SEED, batch_size=batch_size, tick=tick
+                )
+            row = {
+                "checkpoint": place.name,
+                "trained": trained.checkpoint(place),
+                "design": plan.plain(),
+                "frozen": described["frozen"],
+                "steps": steps_of(described),
+                "task": one,
+                "data": {"name": test.data.name, "fingerprint": test.data.fingerprint, "items": len(test.data)},
+                "picture": f"components-{label}-{one}.png",
+                **analysis.analyse(tokens, seed),
+            }
+            row["reading"] = analysis.reading(row)
+            save_figure(analysis.curves(row, f"{label}, {one}"), folder / row["picture"], dpi=130)
+            found.append(row)
+            show(screen, row)
     whose = {laboratory([plan.encoder], plan.llm if plan.reads_llm else None, data) for plan in plans}
     result = {
         "schema": SCHEMA,
         "laboratory": whose.pop() if len(whose) == 1 else "own",
         "checkpoints": found,
         "config": {
-            "checkpoint": [find(name).resolve().name for name in names],
+            "checkpoint": [place.name for place in folders],
             "data": shown(data),
             **{"task": wanted, "n": n, "encoder": encoder and shown_model(encoder), "llm": llm and shown_model(llm)},
             **{"batch_size": batch_size, "seed": seed, "device": where, "dtype": dtype},
