@@ -133,7 +133,7 @@ def show(screen: Any, one: dict[str, Any]) -> None:
     for name in compared:
         table.add_column(f"unexplained,\n{COMPARED[name]}", justify="right")
     for heading in ("true up to here", "written up to here", "these alone written"):
-        table.add_column(f"dB, {heading}", justify="right")
+        table.add_column(f"dB,\n{heading}", justify="right")
     for band in one["bands"]:
         shares = [percent(band["unexplained"][name]["value"]) for name in compared]
         values = [_decibels(band["psnr"][key]["mean"]) for key in ("true", "written", "alone")]
