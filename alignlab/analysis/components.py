@@ -117,11 +117,15 @@ def analyse(tokens: Read, seed: int = 0) -> dict[str, Any]:
     each band, in dB against the answer: the true tokens cut off after it (the mean beyond), the written ones cut likewise,
     and the true ones with this band alone as written; of the whole: the true, given, written and told tokens.
 
-    Raises ValueError for fewer than two pictures and for tokens that are the same everywhere.
+    Raises ValueError for fewer than two pictures, for no more tokens than components, and for tokens that are the same everywhere.
     """
-    n, _, width = tokens.truth.shape
+    n, count, width = tokens.truth.shape
     if n < 2:
         raise ValueError(f"components need two pictures or more, got {n}")
+    if n * count <= width:
+        raise ValueError(
+            f"{n} pictures have {n * count} tokens, too few for {width} components; give {width // count + 1} or more"
+        )
     middle, covariance = moments([tokens.truth.flatten(0, 1)])
     values, vectors = principal(covariance)
     values, vectors = values.double().clamp(min=0), vectors.double()

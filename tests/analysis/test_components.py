@@ -124,6 +124,9 @@ def test_too_little_is_refused(encoder):
     truth = encoder.encode(answer)
     with pytest.raises(ValueError, match="two pictures or more, got 1"):
         analyse(Read(truth, None, truth, None, answer, encoder.decode))
+    few = torch.rand(2, 20, 48)
+    with pytest.raises(ValueError, match="2 pictures have 40 tokens, too few for 48 components; give 3 or more"):
+        analyse(Read(few, None, few, None, pictures(n=2), encoder.decode))
     same = torch.ones(N, 16, 48)
     with pytest.raises(ValueError, match="the same in every place"):
         analyse(Read(same, None, same, None, pictures(), encoder.decode))
