@@ -262,7 +262,8 @@ def target(
     seed: int = 0,
 ) -> Target:
     """What a target is made of. Every run sees `images` pictures (rounded up to whole batches; by default as many as the
-    laboratory's recipe says) and is measured on `n` pictures of each test set. ValueError for an unknown target.
+    laboratory's recipe says; the title names another number) and is measured on `n` pictures of each test set. ValueError
+    for an unknown target.
     """
     if name not in TARGETS:
         raise ValueError(f"there is no target {name!r}; there are {', '.join(TARGETS)}")
@@ -279,4 +280,8 @@ def target(
         test=test or (() if data and not lab.test else lab.test),
         n=n,
     )
-    return TARGETS[name](_Bench(lab, common))
+    made = TARGETS[name](_Bench(lab, common))
+    if steps == lab.recipe.steps:
+        return made
+    which, _, what = made.title.partition(":")
+    return replace(made, title=f"{which} ({steps * lab.recipe.batch:,} images):{what}")

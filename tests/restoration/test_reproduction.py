@@ -91,6 +91,8 @@ def test_rows_differ_in_what_they_compare_and_in_nothing_else(name, lab_name):
 def test_what_the_laboratories_train():
     assert target("table2", EMBEDDED).rows[0].experiment.images_seen == 4000
     assert target("table2", EMBEDDED, images=30_001).rows[0].experiment.images_seen == 30_008  # whole batches
+    assert target("table3", EMBEDDED, images=30_000).title.startswith("Table 3 (30,000 images): LM4LV and")
+    assert target("table3", EMBEDDED, images=4000).title == target("table3", EMBEDDED).title
     one = target("table2", PAPER).rows[0].experiment
     assert (one.recipe.steps, one.recipe.batch, one.recipe.lr, one.recipe.warmup) == (4651, 256, 3e-4, 200)
     assert (one.data, one.test, one.design.features) == (("llava595k",), ("nocaps",), "raw")
