@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def slug(name: str) -> str:
+    """The name of a model, a set or a run as a part of a file's.
+
+    >>> slug("facebook/vit-mae-large@random"), slug("hf:ORG/SET:train")
+    ('facebook-vit-mae-large-random', 'hf-ORG-SET-train')
+    """
+    return re.sub(r"[^\w.+]+", "-", name).strip("-")
+
+
 _HOST = re.sub(r"\W+", "_", platform.node())
 
 

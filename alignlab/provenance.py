@@ -101,11 +101,12 @@ def shown_model(name: str) -> str:
     return shown(found[1]) + found[2]
 
 
-def laboratory(encoders: list[str], llm: str | None, data: str) -> str:
+def laboratory(encoders: list[str], llm: str | None, *data: str) -> str:
     """Whose models and data a result is about: `embedded` or `paper` when every part is, `own` otherwise.
 
-    `llm` is None where no language model takes part. A code of the place beside an encoder's tokens does not make it
-    another's, and neither does what stands behind a name: the model with random weights, or its first blocks.
+    `data` are all sets that were learnt from or measured on. `llm` is None where no language model takes part. A code of
+    the place beside an encoder's tokens does not make it another's, and neither does what stands behind a name: the model
+    with random weights, or its first blocks.
     """
     from alignlab import paper
     from alignlab.data.named import SCENES
@@ -114,9 +115,9 @@ def laboratory(encoders: list[str], llm: str | None, data: str) -> str:
 
     encoders = [variant.parse(name.removesuffix("+position")).base for name in encoders]
     llm = llm and variant.parse(llm).base
-    if all(e in EMBEDDED or e in SHIPPED for e in encoders) and llm in (None, "smollm2") and data in SCENES:
+    if all(e in EMBEDDED or e in SHIPPED for e in encoders) and llm in (None, "smollm2") and {*data} <= {*SCENES}:
         return "embedded"
-    models, sets = paper.MODELS.values(), paper.DATA
-    if all(e in models for e in encoders) and llm in (None, paper.MODELS["llm"]) and data.partition(":")[0] in sets:
+    models, known = paper.MODELS.values(), all(source.partition(":")[0] in paper.DATA for source in data)
+    if all(e in models for e in encoders) and llm in (None, paper.MODELS["llm"]) and known:
         return "paper"
     return "own"

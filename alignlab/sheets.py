@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignlab import files
+
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
@@ -30,7 +32,8 @@ def save_sheet(rows: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     ((n, _, height, width),) = shapes
     whole = torch.stack([images.detach().float().cpu().clamp(0, 1) for images in rows.values()])  # [R, N, 3, H, W]
     flat = whole.permute(0, 3, 1, 4, 2).reshape(len(rows) * height, n * width, 3)
-    Image.fromarray(flat.mul(255).round().byte().numpy()).save(path, format="PNG", optimize=True)
+    with files.whole(path) as unfinished:
+        Image.fromarray(flat.mul(255).round().byte().numpy()).save(unfinished, format="PNG", optimize=True)
     return {"file": path.name, "rows": list(rows), "n": n, "width": width, "height": height}
 
 

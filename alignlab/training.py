@@ -319,6 +319,7 @@ def _train(
     saved = folder / "state.pt"
     start, seconds, log = 0, 0.0, []
     running: dict[str, float] = {}
+    objective.modules.to(device).train()  # first: an optimiser's state goes where its parameters are
     if saved.exists():
         state = _read(saved, identity)
         objective.modules.load_state_dict(state["modules"])
@@ -326,7 +327,6 @@ def _train(
             optimiser.load_state_dict(state["optimisers"][name])
         start, seconds, log = state["step"], state["seconds"], state["log"]
         running = state.get("running", {})
-    objective.modules.to(device).train()
     began = last = time.monotonic()
     first = processes(device).rank == 0
     with progress(label, recipe.steps, "steps", start) if first else nullcontext(_silent) as tick:

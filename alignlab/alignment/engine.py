@@ -19,7 +19,7 @@ from alignlab.alignment.kernel_pairs import FORMS, FactorPairs, KernelPairs
 from alignlab.alignment.layers import Layers, repeated
 from alignlab.alignment.pairs import STATES, EachPair, LayerPairs, StatePairs
 from alignlab.alignment.result import Alignment, Best, MetricResult
-from alignlab.alignment.settings import LISTS, check_sizes, choose_approximations, entries_of, settle
+from alignlab.alignment.settings import LISTS, check_sizes, choose_approximations, entries_of, need_faiss, settle
 from alignlab.metrics import Metric, kernels, neighbours
 from alignlab.metrics.inputs import check_count, is_same
 from alignlab.metrics.permutation import LEAST, feature_moments, kernel_moments, pearson3_p, permutation_moments
@@ -467,10 +467,9 @@ def _held_out(
 
 def _faiss_search(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Neighbours by inner product from an HNSW graph; exact ones fill up the few lists that it leaves short."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ValueError("approximate='faiss' needs the package faiss-cpu: pip install 'alignlab[faiss]'") from error
+    need_faiss()
+    import faiss
+
     rows = x.detach().cpu().float().numpy()
     index = faiss.IndexHNSWFlat(rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efSearch = max(64, 2 * k)

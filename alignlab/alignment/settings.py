@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from alignlab.alignment.graph_pairs import GRAPHS
 from alignlab.metrics import Metric, check_name
@@ -50,6 +54,41 @@ def choose_approximations(approximate: str | Sequence[str] | None, entries: list
             raise ValueError(f"approximate={name!r} is for {what}, got metrics {', '.join(m.name for m in entries)}")
         chosen.update(dict.fromkeys(able, name))
     return chosen
+
+
+def need_faiss() -> None:
+    if importlib.util.find_spec("faiss") is None:
+        raise ValueError("approximate='faiss' needs the package faiss-cpu: pip install 'alignlab[faiss]'")
+
+
+def rehearse(
+    metrics: Sequence[str],
+    n: int,
+    *,
+    k: int,
+    halves: bool,
+    approximate: str | Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """ValueError where `align` would refuse what it is asked for, of any features of `n` items: said before they are computed.
+
+    Every metric is tried on a few random items.
+    """
+    entries = entries_of(metrics)
+    settings = {m.name: settle(m, k, options or {}) for m in entries}
+    if "faiss" in choose_approximations(approximate, entries).values():
+        need_faiss()
+    check_sizes(entries, settings, n, halves)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(24, width, generator=generator) for width in (4, 3))
+    for m in entries:
+        few = {name: min(value, 8) if name == "k" else value for name, value in settings[m.name].items()}
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                m.function(x, y, **few)
+        except TypeError as error:
+            given = ", ".join(f"{name}={value!r}" for name, value in (options or {}).get(m.name, {}).items())
+            raise ValueError(f"{m.name} cannot be computed with {given or 'its options'}: {error}") from error
 
 
 def check_sizes(entries: Iterable[Metric], settings: Mapping[str, Mapping[str, Any]], n: int, halves: bool) -> None:

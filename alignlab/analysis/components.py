@@ -54,6 +54,13 @@ def own(encoder: Any, tokens: Tensor) -> tuple[Any, Tensor]:
     return encoder, tokens
 
 
+def _check_enough(n: int, count: int, width: int) -> None:
+    if n * count <= width:
+        raise ValueError(
+            f"{n} pictures have {n * count} tokens, too few for {width} components; give {width // count + 1} or more"
+        )
+
+
 @torch.no_grad()
 def read(
     model: Restorer,
@@ -65,9 +72,13 @@ def read(
     batch_size: int = 64,
     tick: Callable[[int], None] = lambda done: None,
 ) -> Read:
-    """Degrade `n` images, `pictures(start, end)` of the encoder's size, as an evaluation does, and restore them."""
+    """Degrade `n` images, `pictures(start, end)` of the encoder's size, as an evaluation does, and restore them.
+
+    Raises ValueError for fewer than `analyse` needs.
+    """
     parts: list[dict[str, Tensor]] = []
-    inside, _ = own(model.encoder, torch.zeros(1, 1, model.width))
+    inside, tokens = own(model.encoder, torch.zeros(1, 1, model.width))
+    _check_enough(n, model.visual, tokens.shape[-1])
     for start in range(0, n, batch_size):
         clean = pictures(start, min(start + batch_size, n))
         low, high = pair(clean, task, seed=seed, first=start)
@@ -122,10 +133,7 @@ def analyse(tokens: Read, seed: int = 0) -> dict[str, Any]:
     n, count, width = tokens.truth.shape
     if n < 2:
         raise ValueError(f"components need two pictures or more, got {n}")
-    if n * count <= width:
-        raise ValueError(
-            f"{n} pictures have {n * count} tokens, too few for {width} components; give {width // count + 1} or more"
-        )
+    _check_enough(n, count, width)
     middle, covariance = moments([tokens.truth.flatten(0, 1)])
     values, vectors = principal(covariance)
     values, vectors = values.double().clamp(min=0), vectors.double()
@@ -159,10 +167,9 @@ def analyse(tokens: Read, seed: int = 0) -> dict[str, Any]:
         ratio = error.sum(0) / total.sum(0)
         each[name] = [float(one) if there else None for one, there in zip(ratio, varies, strict=True)]
         arrives = 1 - (weights @ error[:, varies]) / (weights @ total[:, varies])  # [draws, D]
-        carried[name] = {
-            "value": float((1 - ratio[varies]).clamp(min=0).sum()),
-            "ci95": _middle(arrives.clamp(min=0).sum(1)),
-        }
+        value, sums = float((1 - ratio[varies]).clamp(min=0).sum()), arrives.clamp(min=0).sum(1)
+        # A draw has noise that the value has not, and what is cut off at 0 is not cut off above it: sums lie too high.
+        carried[name] = {"value": value, "ci95": _middle(sums - sums.mean() + value)}
         for band, (first, last) in zip(of_bands, parts, strict=True):
             wrong, all_of_it = (y[:, first - 1 : last].sum(1) for y in (error, total))  # [N]
             there = bool(varies[first - 1 : last].any())

@@ -53,12 +53,12 @@ def correlate(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """`[..., n]` minus the mean of its group."""
+    """`[..., n]` minus the mean of its group; 0 where what is left is rounding."""
     out = np.array(values, dtype=np.float64)
     for group in np.unique(groups):
         here = groups == group
         out[..., here] -= out[..., here].mean(-1, keepdims=True)
-    return out
+    return np.where(np.abs(out) > 1e-12 * np.abs(values).max(-1, keepdims=True), out, 0.0)
 
 
 @dataclass(frozen=True)

@@ -126,10 +126,11 @@ class Gathered:
 
 
 def read(paths: Sequence[Path], column: str = "gain") -> tuple[list[Score], list[Restoration], list[str]]:
-    """Scores and restorations of result files (or of folders with a result.json), each once, and what was left out.
+    """Scores and restorations of result files (or of folders with a result.json), each once, and what was left out: other
+    results of alignlab among them, and folders without one.
 
     `column` is the restoration's: "gain" (restored minus encoder and decoder alone), "lift" (minus degraded) or "restored",
-    PSNR in dB. Raises ValueError for a file that is neither kind of result.
+    PSNR in dB. Raises ValueError for a file that is no result.
     """
     if column not in COLUMNS:
         raise ValueError(f"column must be one of {', '.join(COLUMNS)}, got {column!r}")
@@ -138,6 +139,9 @@ def read(paths: Sequence[Path], column: str = "gain") -> tuple[list[Score], list
     left_out: list[str] = []
     for path in paths:
         file = path / "result.json" if path.is_dir() else path
+        if path.is_dir() and not file.is_file():
+            left_out.append(f"{path.resolve().name}: it has no result.json (not finished?)")
+            continue
         try:
             result = json.loads(file.read_text(encoding="utf-8"))
             schema = result.get("schema")
@@ -145,6 +149,8 @@ def read(paths: Sequence[Path], column: str = "gain") -> tuple[list[Score], list
                 scores += _scores(result)
             elif schema in (TRAIN, EVAL, REPRODUCE):
                 restorations += _restorations(result, file.resolve().parent.name, column, left_out)
+            elif isinstance(schema, str) and schema.startswith("alignlab."):
+                left_out.append(f"{file.resolve().parent.name}: a result of another kind ({schema.partition('/')[0]})")
             else:
                 raise ValueError(f"its schema is {schema!r}")
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

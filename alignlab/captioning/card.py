@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from alignlab.captioning.fit import RECIPE, Design
 from alignlab.models.weights import sha256_file
+from alignlab.paper import PROBE_RECIPE
 from alignlab.pretrain.card import loss_curve
 from alignlab.trained import ADAPTERS
 
@@ -101,12 +103,17 @@ def cell(found: dict[str, Any] | None) -> str:
 
 def command(result: dict[str, Any]) -> str:
     """The command that makes the probe anew: whatever differs from what it would do by itself."""
+    from alignlab.captioning.experiment import Experiment  # which writes the card
+
     usual, design, recipe, ours = asdict(Design()), result["design"], result["recipe"], asdict(RECIPE)
     words = ["alignlab caption train", f"--data {result['data']['name']}"]
     parts = [name for name in ("encoder", "llm", "prefix") if design[name] != usual[name]]
     words += [f"--{name} {shlex.quote(design[name])}" for name in parts]
+    ours["warmup"] = math.ceil(PROBE_RECIPE["warmup"] * recipe["steps"])
     options = {"batch-size": "batch", **{name: name for name in ("steps", "lr", "warmup", "seed", "dtype")}}
     words += [f"--{option} {recipe[key]}" for option, key in options.items() if recipe[key] != ours[key]]
     words += [f"--subset {result['subset']}"] if result["subset"] else []
     words += [f"--test {one['name']}" for one in result["test"]]
+    words += [f"--n {result['n']}"] if result["n"] != Experiment.n else []
+    words += [f"--judge {shlex.quote(result['judge'])}"] if result["judge"] else []
     return " ".join(words)

@@ -306,7 +306,7 @@ def control_differs(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
     def told(file: dict[str, Any]) -> dict[str, Any]:
         recipe = {f"recipe's {key}": value for key, value in file["about"]["recipe"].items() if key != "seed"}
-        data = {f"data's {key}": file["about"]["data"][key] for key in ("fingerprint", "learnt")}
+        data = {f"data's {key}": file["about"]["data"][key] for key in ("fingerprint", "learnt", "held_out")}
         return {"prefix": file["design"]["prefix"], "llm": file["frozen"]["llm"], **data, **recipe}
 
     here, there = told(ours), told(theirs)

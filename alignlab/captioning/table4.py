@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -32,7 +31,7 @@ from alignlab.captioning.experiment import (
 )
 from alignlab.captioning.fit import RECIPE, Design
 from alignlab.data import load_dataset
-from alignlab.files import whole
+from alignlab.files import slug, whole
 from alignlab.models.registry import EMBEDDED as SHORT
 from alignlab.models.registry import SHIPPED, expand, find_encoder, find_llm
 from alignlab.models.variant import parse
@@ -221,11 +220,6 @@ def folder(row: Row, lab: Lab) -> str:
     parts += ["aligned-on", _called(row.align_on)] if row.align_on != lab.align_on else []
     parts += [f"seed{one.design.seed}"] if one.design.seed else []
     return slug("-".join([*parts, f"{row.images_seen}-images"]))
-
-
-def slug(name: str) -> str:
-    """A name as a file may have it."""
-    return re.sub(r"[^\w.+]+", "-", name).strip("-")
 
 
 def _called(source: str) -> str:

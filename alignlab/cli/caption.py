@@ -83,7 +83,7 @@ def train(
     check_shared(out, among.count)
     for source in (data, *test):  # what is wrong shows before a folder is made
         load_dataset(source)
-    lab = _laboratory(encoder, llm, data)
+    lab = _laboratory(encoder, llm, data, *test)
     experiment = Experiment(
         design=Design(encoder=encoder, llm=llm, prefix=prefix, seed=seed), data=data, test=tuple(test), n=n
     )
@@ -339,12 +339,12 @@ def _show(one: dict[str, Any], title: str) -> None:
         wide.print(escape(text))
 
 
-def _laboratory(encoder: str, llm: str, data: str) -> str:
+def _laboratory(encoder: str, llm: str, *data: str) -> str:
     """As `laboratory` has it; a random control belongs to its encoder's, the first N of a set to the set's."""
     from alignlab.models.variant import parse
     from alignlab.provenance import laboratory
 
-    return laboratory([parse(encoder).base], llm, data.partition(":")[0])
+    return laboratory([parse(encoder).base], llm, *(source.partition(":")[0] for source in data))
 
 
 def _judge_name(judge: str | None, lab: str) -> str | None:

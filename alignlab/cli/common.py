@@ -102,18 +102,11 @@ def write_json(path: Path, value: Any) -> None:
         unfinished.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def slug(name: str) -> str:
-    """A model's name as a part of a file's.
-
-    >>> slug("facebook/vit-mae-large@random")
-    'facebook-vit-mae-large@random'
-    """
-    return re.sub(r"[^\w.+@-]+", "-", name).strip("-")
-
-
 def check_told_apart(models: Sequence[Any]) -> None:
     """ValueError for two models, with a `name` and a `checkpoint` each, that are called alike: one's files would take the
     place of the other's."""
+    from alignlab.files import slug
+
     called: dict[str, Any] = {}
     for model in models:
         other = called.setdefault(slug(model.name), model)

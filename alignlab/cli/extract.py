@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from alignlab.cli.common import check_positive, check_told_apart, slug
+from alignlab.cli.common import check_positive, check_told_apart
+from alignlab.files import slug
 
 SCHEMA = "alignlab.extract/1"
 
@@ -77,7 +78,8 @@ def extract(
         "ids": dataset.ids if save else None,
         "seconds": round(time.perf_counter() - began, 2),
         "config": {
-            **{"encoder": names, "llm": llm, "data": shown(data), "n": n, "pool": pool, "llm_pool": llm_pool},
+            **{"encoder": list(map(shown_model, names)), "llm": list(map(shown_model, llm)), "data": shown(data)},
+            **{"n": n, "pool": pool, "llm_pool": llm_pool},
             **{"save": save, "skip_bad": skip_bad, "batch_size": batch_size, "device": where, "dtype": dtype},
         },
         "environment": environment(where),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from alignlab.files import save_figure
+from alignlab.files import save_figure, slug
 
 if TYPE_CHECKING:
     from alignlab.data import ImageTextDataset
@@ -70,20 +70,19 @@ def measure(
 
     Example: alignlab measure --encoder mae --encoder beit --data my-photos/ --out runs/mine
     """
-    from alignlab.alignment.settings import choose_approximations, settle
+    from alignlab.alignment.settings import rehearse
     from alignlab.cli.common import (
         check_told_apart,
         check_writable,
         console,
         output_folder,
         pick_device,
-        slug,
         write_json,
     )
     from alignlab.data import load_dataset
-    from alignlab.metrics.registry import REGISTRY, check_name
+    from alignlab.metrics.registry import check_name
     from alignlab.models.registry import expand, find_encoder, find_llm
-    from alignlab.provenance import environment, laboratory
+    from alignlab.provenance import environment, laboratory, shown, shown_model
     from alignlab.training import processes
 
     names = expand(encoder)
@@ -93,9 +92,8 @@ def measure(
     dataset = load_dataset(data, n=n, skip_bad=skip_bad).check(skip_bad, among)
     _check_sizes(metrics, len(dataset), k, nulls, resamples, split_half, seed)
     metric_options = _metric_options(option, metrics)
-    choose_approximations(approximate, [REGISTRY[name] for name in metrics])
-    for name in metrics:
-        settle(REGISTRY[name], k, metric_options)
+    halves = bool(resamples or split_half)
+    rehearse(metrics, len(dataset), k=k, halves=halves, approximate=approximate, options=metric_options)
     language = find_llm(llm, device=where, device_map=device_map, **_llm_numbers(llm_dtype or dtype, dtype))
     encoders = [find_encoder(name, device=where, dtype=dtype) for name in names]
     check_told_apart(encoders)
@@ -136,9 +134,9 @@ def measure(
         "notes": notes,
         "seconds": {"extract": round(extracted - began, 2), "align": round(aligned - extracted, 2)},
         "config": {
-            "encoder": names,
-            "llm": llm,
-            "data": data,
+            "encoder": list(map(shown_model, names)),
+            "llm": shown_model(llm),
+            "data": shown(data),
             "metric": metrics,
             "k": k,
             "option": option,

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from alignlab.files import save_figure
+from alignlab.files import save_figure, slug
 
 SCHEMA = "alignlab.probe-linear/1"
 
@@ -49,7 +49,6 @@ def linear(
         output_folder,
         pick_device,
         pick_dtype,
-        slug,
         write_json,
     )
     from alignlab.data import load_dataset

@@ -54,7 +54,7 @@ def reconstruct(
     from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.models.registry import expand, load_encoder
-    from alignlab.provenance import environment, laboratory
+    from alignlab.provenance import environment, laboratory, shown, shown_model
     from alignlab.restoration.perceptual import BACKBONES
     from alignlab.restoration.pictures import save_grid
     from alignlab.restoration.reconstruction import FIDELITY_K
@@ -116,9 +116,9 @@ def reconstruct(
         "lpips_net": lpips if distance else None,
         "left_out": left_out,
         "config": {
-            "encoder": names,
-            "decoder": decoder,
-            "data": data,
+            "encoder": list(map(shown_model, names)),
+            "decoder": decoder and shown_model(decoder),
+            "data": shown(data),
             "n": n,
             "lpips": lpips,
             "features": features,

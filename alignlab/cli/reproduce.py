@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,12 @@ def reproduce(
 
 
 def refuse_what_cannot_run(
-    lab: str, weights: list[Need], sources: tuple[str, ...], device: str, options: str = "--data and --test name"
+    lab: str,
+    weights: list[Need],
+    sources: tuple[str, ...],
+    device: str,
+    options: str = "--data and --test name",
+    captions: bool = False,
 ) -> None:
     """Say before hours of work what is missing. Raises RuntimeError, or ValueError for data that cannot be opened."""
     from alignlab.cli.common import pick_device
@@ -177,7 +182,7 @@ def refuse_what_cannot_run(
             f"--lab {lab} cannot run here: {'; '.join(missing)}. --dry-run prints the plan; {options} copies of the data"
         )
     for source in sources:
-        load_dataset(source)
+        load_dataset(source, captions=captions)
 
 
 def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | None) -> dict[str, Any]:
@@ -209,6 +214,7 @@ def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | N
                 row["hours_left"] = estimate.seconds(cost, 1 - state.steps / one.recipe.steps, rate) / 3600
         rows.append(row)
     experiments = [place.row.experiment for place in found]
+    weights = plain_needs(estimate.needs([one.design for one in experiments]))
     sources = tuple(dict.fromkeys(source for one in experiments for source in (*one.data, *one.test)))
     return {
         "schema": PLAN_SCHEMA,
@@ -220,7 +226,8 @@ def plan(what: Target, lab: Lab, found: list[Place], parts: int, device: str | N
         "n": max((one.n for one in experiments), default=0),
         "hours_left": sum(row["hours_left"] or 0.0 for row in rows),
         "memory_gb": max((row["memory_gb"] or 0.0 for row in rows), default=0.0),
-        "weights": plain_needs(estimate.needs([one.design for one in experiments])),
+        "download_gb": to_get(weights),
+        "weights": weights,
         "data": list(sources),
         "data_missing": estimate.missing_data(sources),
         "rate_tflops": None if rate is None else rate / 1e12,
@@ -255,11 +262,16 @@ def plain_needs(needs: list[Need]) -> list[dict[str, Any]]:
     ]
 
 
+def to_get(weights: Iterable[dict[str, Any]]) -> float:
+    """Gigabytes that a plan's weights have yet to be fetched of."""
+    return round(sum(need["gb"] for need in weights if need["here"] is False), 2)
+
+
 def show_plan(console: Any, plan: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(f"{plan['title']}: {plan['laboratory']} laboratory, not run yet"), title_justify="left")
+    table = Table(title=escape(f"{plan['title']}: {plan['laboratory']} laboratory"), title_justify="left")
     for heading in ("row", "model", "encoder", "language model"):
         table.add_column(heading, overflow="fold")
     for heading in ("images", "run", "memory", "time left"):
@@ -408,7 +420,7 @@ def show(console: Any, result: dict[str, Any], folder: Path) -> None:
         for found in row.get("evaluations", ()):
             several = f" on {found['data']['name']}" if len(row["evaluations"]) > 1 else ""
             cells = [pair_of(found[column], 2) for column in COLUMNS]
-            cells += [_gain(found["gain"]), f"{found['misaligned']}/{found['n']}"]
+            cells += [_gain(found), f"{found['misaligned']}/{found['n']}"]
             table.add_row(escape(row["name"] + several), f"{row['images']:,}", *cells, *theirs)
     console.print(table)
     console.print(
@@ -421,10 +433,12 @@ def show(console: Any, result: dict[str, Any], folder: Path) -> None:
     console.print(escape(f"written: {folder}/result.json and pictures"), soft_wrap=True)
 
 
-def _gain(figures: dict[str, Any] | None) -> str:
-    if figures is None:  # the encoder's decoder is exact
-        return "-inf"
-    mean, (low, high) = (figures["psnr"][key] for key in ("mean", "ci95"))
+def _gain(found: dict[str, Any]) -> str:
+    from alignlab.restoration.card import endless
+
+    if found["gain"] is None:
+        return endless(found)
+    mean, (low, high) = (found["gain"]["psnr"][key] for key in ("mean", "ci95"))
     return f"{mean:+.2f} ±{(high - low) / 2:.2f}"
 
 

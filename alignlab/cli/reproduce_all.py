@@ -276,7 +276,7 @@ def plan(
         "hours_left": sum(row["hours_left"] or 0.0 for row in rows.values()),
         "n": max((one["n"] for one in plans), default=0),
         "memory_gb": max((row["memory_gb"] or 0.0 for row in rows.values()), default=0.0),
-        "download_gb": round(sum(need["gb"] for need in weights.values() if need["here"] is False), 2),
+        "download_gb": reproduce.to_get(weights.values()),
         "weights": list(weights.values()),
         "data": sorted({source for one in plans for source in one["data"]}),
         "data_missing": sorted({text for one in plans for text in one["data_missing"]}),

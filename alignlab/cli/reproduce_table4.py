@@ -45,7 +45,7 @@ def reproduce_table4(
         table4.refuse_others([place for place in found if place.is_open])
         table4.check_encoders(todo, laboratory, pick_device(device))
         refuse_what_cannot_run(
-            lab, _needs(todo, laboratory), _sources(todo), device, "--data, --test and --align-on name"
+            lab, _needs(todo, laboratory), _sources(todo), device, "--data, --test and --align-on name", captions=True
         )
     chosen = pick_device(device)
     first = processes(chosen).rank == 0
@@ -93,7 +93,7 @@ def plan(lab: Lab, found: Sequence[Place], parts: int, device: str | None) -> di
     from dataclasses import replace
 
     from alignlab.captioning import estimate, table4
-    from alignlab.cli.reproduce import PLAN_SCHEMA, plain_needs
+    from alignlab.cli.reproduce import PLAN_SCHEMA, plain_needs, to_get
     from alignlab.data.named import NAMED
     from alignlab.models.weights import work_dtype
     from alignlab.restoration.estimate import matmul_rate, missing_data, seconds
@@ -126,6 +126,7 @@ def plan(lab: Lab, found: Sequence[Place], parts: int, device: str | None) -> di
                 row["hours_left"] = seconds(replace(cost, measure=measure), left, rate) / 3600
         rows.append(row)
     sources = _sources([place.row for place in found])
+    weights = plain_needs(_needs([place.row for place in found], lab))
     return {
         "schema": PLAN_SCHEMA,
         "target": table4.NAME,
@@ -137,7 +138,8 @@ def plan(lab: Lab, found: Sequence[Place], parts: int, device: str | None) -> di
         "rows": rows,
         "hours_left": sum(row["hours_left"] or 0.0 for row in rows),
         "memory_gb": max((row["memory_gb"] or 0.0 for row in rows), default=0.0),
-        "weights": plain_needs(_needs([place.row for place in found], lab)),
+        "download_gb": to_get(weights),
+        "weights": weights,
         "data": list(sources),
         "data_missing": missing_data(sources),
         "rate_tflops": None if rate is None else rate / 1e12,
@@ -194,6 +196,7 @@ def result(
     from alignlab.captioning.table4_columns import FORMULA, gather, human
     from alignlab.captioning.table4_figure import save_bars
     from alignlab.captioning.table4_readings import orders, readings
+    from alignlab.files import slug
     from alignlab.provenance import environment, shown, shown_model
 
     rows, whose = gather(found), lab.whose([place.row for place in found])
@@ -204,7 +207,7 @@ def result(
         if place.kept is not None:  # its pictures lie in the folder
             pictures.append(row["picture"])
         elif "evaluation" in row:
-            name = f"captions-{table4.slug(row['name'])}.jpg"
+            name = f"captions-{slug(row['name'])}.jpg"
             shutil.copyfile(place.where / row["evaluation"]["picture"], folder / name)
             row["picture"] = name
             pictures.append(name)

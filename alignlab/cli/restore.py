@@ -12,6 +12,7 @@ from alignlab.cli.common import check_dtype, check_positive, check_recipe, check
 if TYPE_CHECKING:
     from alignlab.data.degradations import Task
     from alignlab.restoration.design import Design
+    from alignlab.restoration.experiment import TestSet
     from alignlab.training import Recipe
 
 app = typer.Typer(
@@ -64,7 +65,7 @@ def decoder(
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
     from alignlab.models.registry import load_encoder
-    from alignlab.provenance import environment, laboratory
+    from alignlab.provenance import environment, laboratory, shown, shown_model
     from alignlab.restoration.decoder import LOSSES, Run, tune
     from alignlab.restoration.decoder_card import open_tests, write_card
     from alignlab.training import dtype_of, processes
@@ -112,11 +113,12 @@ def decoder(
     card = write_card(model, load_encoder(encoder, device=where), run, tests, history)
     described = {
         "schema": "alignlab.restore-decoder/1",
-        "laboratory": laboratory([encoder], None, data[0] if len(data) == 1 else ""),
+        "laboratory": laboratory([encoder], None, *data, *test),
         **card,
         "config": {
             **{name.replace("-", "_"): value for name, value in numbers.items()},
-            **{"encoder": encoder, "recipe": recipe, "data": data, "test": test, "loss": loss},
+            **{"encoder": shown_model(encoder), "recipe": recipe, "loss": loss},
+            **{"data": list(map(shown, data)), "test": list(map(shown, test))},
             **{"workers": workers, "seed": seed, "device": where, "dtype": dtype},
         },
         "environment": environment(where),
@@ -260,24 +262,31 @@ def evaluate(
     """
     from alignlab import trained
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
+    from alignlab.files import slug
     from alignlab.provenance import environment, laboratory, shown, shown_model
     from alignlab.restoration.design import find, load, read, steps_of
-    from alignlab.restoration.experiment import TEST_SEED, check_unseen, evaluate_on, open_test
+    from alignlab.restoration.experiment import TEST_SEED, check_unseen, different, evaluate_on, open_test
     from alignlab.restoration.pictures import save_grid
     from alignlab.sheets import save_sheet
     from alignlab.training import processes
 
     check_positive({"n": n, "batch-size": batch_size})
     _check_mode(mode)
-    task = list(dict.fromkeys(task))
+    task, checkpoint = list(dict.fromkeys(task)), list(dict.fromkeys(checkpoint))
     where = pick_device(device)
     dtype = pick_dtype(dtype, where)
+    tests: dict[str, list[TestSet]] = {}
     for name in checkpoint:  # what is wrong shows before anything is loaded or measured
         plan, described, _ = read(find(name))
         _parameters(task or list(plan.tasks), strength)
         for one in task or plan.tasks:
             _check_learnt(one, plan, name)
         _mode_of(plan.how, mode)
+        about = described["about"]
+        tests[name] = [open_test(source, about.get("data", []), n, fifth) for source in data]
+        for source, test in zip(data, tests[name], strict=True):
+            check_unseen(test, about, source, name)
+    called = dict(zip(checkpoint, different([find(name).resolve().name for name in checkpoint]), strict=True))
     among = processes(where)
     folder = output_folder(out, "restore-eval") if among.rank == 0 else None  # the first writes and speaks
     if folder is not None and json_file is not None:
@@ -288,11 +297,8 @@ def evaluate(
         model, plan, described = load(name, device=where, dtype=dtype, encoder=encoder, llm=llm)
         tasks = task or list(plan.tasks)
         parameters = _parameters(tasks, strength)
-        about = described["about"]
-        learnt = about.get("data", [])
         for source in data:
-            test = open_test(source, learnt, n, fifth)
-            check_unseen(test, about, source, name)
+            test = tests[name].pop(0)  # which keeps the pictures that were read
             for one in tasks:
                 options = _mode_of(model.how, mode)
                 plain, found = evaluate_on(
@@ -307,15 +313,14 @@ def evaluate(
                 )
                 if folder is None:
                     continue
-                label = "-".join((find(name).resolve().name, test.data.name, one))
-                labels.append(label)
-                if (again := labels.count(label)) > 1:
-                    label = f"{label}-{again}"
+                labels.append(slug("-".join((called[name], test.data.name, one))))
+                label = different(labels)[-1]
                 save_grid(found.shown, folder / f"{label}.jpg", f"{one}, {model.how}")
                 sheet = save_sheet(found.shown, folder / f"{label}-sheet.png")
-                row = {"checkpoint": find(name).resolve().name, "design": plan.plain(), "frozen": described["frozen"]}
+                row = {"checkpoint": called[name], "design": plan.plain(), "frozen": described["frozen"]}
                 row |= {"trained": trained.checkpoint(find(name)), "steps": steps_of(described)}
-                row["laboratory"] = laboratory([plan.encoder], plan.llm if plan.reads_llm else None, source)
+                learnt = [one["name"] for one in described["about"].get("data", [])]
+                row["laboratory"] = laboratory([plan.encoder], plan.llm if plan.reads_llm else None, *learnt, source)
                 results.append({**row, "picture": f"{label}.jpg", "sheet": sheet, **plain})
     if folder is None:
         return
@@ -326,7 +331,7 @@ def evaluate(
         "laboratory": whose,
         "results": results,
         "config": {
-            "checkpoint": [find(name).resolve().name for name in checkpoint],
+            "checkpoint": list(called.values()),
             "data": [shown(source) for source in data],
             **{"task": task, "n": n, "held_out": fifth, "strength": strength, "mode": mode, "seed": seed},
             **{"encoder": encoder and shown_model(encoder), "llm": llm and shown_model(llm)},
@@ -458,8 +463,10 @@ def _mode_of(how: str, mode: str) -> dict[str, str]:
 
 
 def _check_mode(mode: str) -> None:
-    if mode not in ("forced", "free"):
-        raise ValueError(f"--mode must be forced or free, got {mode!r}")
+    from alignlab.restoration.lm4lv import MODES
+
+    if mode not in MODES:
+        raise ValueError(f"--mode must be {' or '.join(MODES)}, got {mode!r}")
 
 
 def _parameters(tasks: list[str], strength: list[str]) -> dict[str, Task | None]:
@@ -556,7 +563,7 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str, laboratory: s
         if one["told"]:
             by = f"{one['checkpoint']}, " if "checkpoint" in one else ""
             typer.echo(
-                f"{by}{one['task']} on {one['data']['name']}: {pair_of(one['told'])} where {how} reads the true answer so "
+                f"{by}{one['task']} on {one['data']['name']}: {pair_of(one['told'])} where it reads the true answer so "
                 "far in place of its own"
             )
         if one["unwritten"]:

@@ -69,6 +69,8 @@ def open_hub(source: str) -> Opened:
         raise ValueError(f"{source!r} names no data set; write hf:NAME[@REVISION][:SPLIT]")
     rows, split = _rows(name, split, source, "name a local folder: hf:FOLDER")
     stem = source.removesuffix(f":{split}") if split else source
+    if os.path.isdir(os.path.expanduser(name)):  # where it lies is nobody's business
+        stem = f"hf:{os.path.basename(os.path.realpath(os.path.expanduser(name)))}"
     return Opened(f"{stem}:{split}" if split else stem, source, _read(rows, source, _folders(name)))
 
 

@@ -92,7 +92,7 @@ def rtd(X: Tensor, Y: Tensor, batch: int = 500, trials: int = 10, seed: int = 0,
     replacement; the package rtd draws anew with each call, here `seed` rules the draws, and the same items are drawn for
     any features. A batch of N or more gives the exact value of all items, for N of 1000 in less time than the draws.
 
-    Needs the package gudhi. Raises ImportError without it, and ValueError for a batch below 4, trials below 1, and where
+    Needs the package gudhi. Raises ValueError without it, for a batch below 4, trials below 1, and where
     nine tenths of a batch's distances are 0.
 
     >>> import importlib.util, numpy as np
@@ -123,7 +123,7 @@ def _ripser() -> Callable[[np.ndarray], float]:
     try:
         from gudhi.sklearn import RipsPersistence
     except ImportError:
-        raise ImportError("rtd needs the package gudhi: pip install 'alignlab[topology]'") from None
+        raise ValueError("rtd needs the package gudhi: pip install 'alignlab[topology]'") from None
     # collapsing edges first, its other way, takes ten times as long here
     rips = RipsPersistence(1, input_type="full distance matrix", num_collapses=0, homology_coeff_field=2)
 

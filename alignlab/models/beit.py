@@ -55,6 +55,11 @@ class BEiTEncoder:
             )
         return dvae
 
+    @property
+    def decoder_checkpoint(self) -> str:
+        """The dVAE's, which paints. Errors as `tokenizer`."""
+        return self.tokenizer.checkpoint
+
     def _run(self, images: Tensor, every_layer: bool) -> Any:
         pixels = prepare(images, self.image_size, self.mean, self.std, self.model.lm_head.weight)
         return self.model.beit(pixels, output_hidden_states=every_layer)

@@ -132,10 +132,14 @@ class Decoder(nn.Module):
 
 
 class DVAE(nn.Module):
-    """Encoder and decoder together. Images are float [B, 3, H, W] in 0..1, codes int64 [B, H/8, W/8]."""
+    """Encoder and decoder together. Images are float [B, 3, H, W] in 0..1, codes int64 [B, H/8, W/8].
+
+    `checkpoint` names the weights and their hash, where they were read from a folder.
+    """
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
+        self.checkpoint = ""
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)

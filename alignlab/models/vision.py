@@ -97,8 +97,10 @@ def load_dvae(source: str, device: str = "cpu", dtype: str = "float32") -> DVAE:
         folder = Path(source).expanduser()
     if (folder / "config.json").is_file():
         model = _own(folder, "dvae", random=False)
+        model.checkpoint = weights.folder_checkpoint(folder)
     elif (folder / dalle.FILES[0]).is_file():
         model = _dalle(folder, random=False)
+        model.checkpoint = _files_checkpoint(folder.resolve().name, [folder / file for file in dalle.FILES])
     elif known:
         raise ValueError(f"OpenAI's dVAE is not in {folder}; fetch it with: alignlab models fetch {DALLE}")
     else:

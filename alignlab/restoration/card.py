@@ -79,10 +79,21 @@ def pair_of(figures: dict[str, Any], digits: int = 3) -> str:
     return f"{'inf' if psnr is None else f'{psnr:.2f}{exact}'} / {ssim:.{digits}f}"
 
 
+def endless(one: dict[str, Any], other: str = "alone") -> str:
+    """What stands for a difference to `other` that no image has, as each has an infinite PSNR in one of the two, or in both.
+
+    >>> exact, finite = {"psnr": {"mean": None}}, {"psnr": {"mean": 30.0}}
+    >>> [endless({"restored": ours, "alone": exact}) for ours in (finite, exact)]
+    ['-inf', 'both exact']
+    """
+    ours, theirs = (one[column]["psnr"]["mean"] is None for column in ("restored", other))
+    return {(False, True): "-inf", (True, False): "+inf", (True, True): "both exact"}.get((ours, theirs), "–")
+
+
 def gain_of(one: dict[str, Any]) -> str:
-    """The mean gain with its interval; -inf where encoder and decoder alone give every picture back unchanged."""
+    """The mean gain with its interval, or what stands for one without a mean."""
     if one["gain"] is None:
-        return "-inf"
+        return endless(one)
     psnr = one["gain"]["psnr"]
     return f"{psnr['mean']:+.2f} ({psnr['ci95'][0]:+.2f} to {psnr['ci95'][1]:+.2f})"
 
@@ -114,4 +125,6 @@ def command(result: dict[str, Any]) -> str:
         words.append(f"--dtype {recipe['dtype']}")
     if result["crops"]:
         words.append(f"--crops {result['crops']}")
+    if result["n"] != 256:
+        words.append(f"--n {result['n']}")
     return " ".join(words)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignlab.models.encoder import check_tokens, sha256_state
 from alignlab.models.pca import moments, principal
@@ -22,17 +22,17 @@ CODE_WIDTH = 16  # numbers that say where a token is
 SHORTEST = 3.0  # cells: the finest wave; at 2 or fewer the cells would sample it at its zeros
 
 
-def position_code(grid: int, width: int = CODE_WIDTH, rms: float = 1.0) -> Tensor:
+def position_code(grid: int, width: int = CODE_WIDTH) -> Tensor:
     """Sines and cosines of each cell's row and of its column, `[grid^2, width]` float32 in raster order.
 
     The waves are `width / 4` from twice the grid's side down to 3 cells, in equal ratios, so that a small grid's cells lie
-    well apart. Every cell's numbers have the root mean square `rms`. Raises ValueError for a width that is no multiple of 4.
+    well apart. Every cell's numbers have a root mean square of 1. Raises ValueError for a width that is no multiple of 4.
     """
     if grid < 1 or width < 4 or width % 4:
         raise ValueError(f"a position code needs a grid and a width that is a multiple of 4, got {grid} and {width}")
     waves = torch.logspace(math.log10(max(2 * grid, SHORTEST)), math.log10(SHORTEST), width // 4, dtype=torch.float64)
     angle = 2 * math.pi * torch.arange(grid, dtype=torch.float64)[:, None] / waves  # [grid, width / 4]
-    line = rms * 2**0.5 * torch.cat([angle.sin(), angle.cos()], dim=1)  # [grid, width / 2]
+    line = 2**0.5 * torch.cat([angle.sin(), angle.cos()], dim=1)  # [grid, width / 2]
     rows, columns = line[:, None].expand(-1, grid, -1), line[None].expand(grid, -1, -1)
     return torch.cat([rows, columns], dim=2).flatten(0, 1).float()  # [grid, grid, width] -> [grid^2, width]
 
@@ -50,11 +50,14 @@ class _Seen:
         self.encoder = encoder
         self.name: str = f"{encoder.name}{suffix}"
         self.checkpoint: str = f"{encoder.checkpoint}{suffix}"
-        self.decoder_checkpoint: str = getattr(encoder, "decoder_checkpoint", encoder.checkpoint)
         self.image_size: int = encoder.image_size
         self.num_layers: int = encoder.num_layers
         self.pools: tuple[str, ...] = encoder.pools
         self.model: Any = encoder.model
+
+    @property
+    def decoder_checkpoint(self) -> str:
+        return str(getattr(self.encoder, "decoder_checkpoint", self.encoder.checkpoint))
 
     def layers(self, images: Tensor, pool: str | None = None) -> Tensor | list[Tensor]:
         """The encoder's own, as they are."""
@@ -66,28 +69,25 @@ class Positioned(_Seen):
     """`encoder` with a fixed code of its position appended to every token; `decode` leaves the code out.
 
     MAE's tokens say where they are, a VQGAN's and those of PCA do not: this adds what they lack. Tokens must fill a square
-    grid, with or without [CLS] before it, whose code is zeros; `encode` raises ValueError where they do not. The code has
-    the root mean square `rms`: 1 is that of `pca`'s tokens and about twice the spread of `vqgan-tiny`'s.
+    grid, with or without [CLS] before it, whose code is zeros; `encode` raises ValueError where they do not. The code's
+    root mean square is that of `pca`'s tokens and about twice the spread of `vqgan-tiny`'s.
     """
 
-    def __init__(self, encoder: Any, rms: float = 1.0) -> None:
+    def __init__(self, encoder: Any) -> None:
         super().__init__(encoder, POSITION)
-        if not 0 < rms < math.inf:
-            raise ValueError(f"rms must be above 0, got {rms}")
-        self.rms = rms
         self.width = encoder.width + CODE_WIDTH
 
     def code(self, count: int) -> Tensor:
         """The code of each of `count` tokens, `[T, 16]`."""
         grid = math.isqrt(count)
         if grid**2 == count:
-            return position_code(grid, rms=self.rms)
+            return position_code(grid)
         grid = math.isqrt(count - 1)
         if grid**2 != count - 1:
             raise ValueError(
                 f"{self.encoder.name} gives {count} tokens; a position code needs a square of them, or [CLS] and a square"
             )
-        return torch.cat([torch.zeros(1, CODE_WIDTH), position_code(grid, rms=self.rms)])
+        return torch.cat([torch.zeros(1, CODE_WIDTH), position_code(grid)])
 
     def encode(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` in 0..1 -> `[B, T, D + 16]` float32."""
@@ -171,39 +171,6 @@ class Whitened(_Seen):
         check_tokens(tokens, tokens.shape[1], self.width)
         painted: Tensor = self.encoder.decode(self.back(tokens.float()))
         return painted
-
-    def fold(self, adapter_in: nn.Linear, adapter_out: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
-        """Adapters for the encoder's own tokens that do what these two do for the whitened ones.
-
-        `adapter_in` reads `z` (D to any width), `adapter_out` writes it; the returned ones read and write `h`. They show
-        that whitening changes what is easy to learn, not what can be said. Float32, on the adapters' device.
-        """
-        if adapter_in.in_features != self.width or adapter_out.out_features != self.width:
-            given = f"{adapter_in.in_features} and {adapter_out.out_features}"
-            raise ValueError(f"the adapters must read and write {self.width} numbers, as {self.name} has, got {given}")
-        mean, components, scale = (x.double() for x in self.state().values())
-        weight, bias = _affine(adapter_in)
-        w_in = (weight * scale) @ components.T  # [L, D]
-        w_out, b_out = _affine(adapter_out)  # [D, L], [D]
-        inverse = components / scale  # [D, D]: z as a column -> h - mean
-        return (
-            _linear(w_in, bias - w_in @ mean, adapter_in.weight),
-            _linear(inverse @ w_out, inverse @ b_out + mean, adapter_out.weight),
-        )
-
-
-def _affine(layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight and bias (zeros where there is none) in double, on the CPU."""
-    weight = layer.weight.detach().double().cpu()
-    return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double().cpu()
-
-
-def _linear(weight: Tensor, bias: Tensor, like: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device=like.device, dtype=torch.float32)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return layer
 
 
 @torch.no_grad()

@@ -109,6 +109,9 @@ def build(
             f"{encoder.name} has no decoder; --encoder takes a MAE, a BEiT with its dVAE, a VQGAN or pca here"
         )
     check(_checkpoints(encoder))
+    encoder.decode(
+        encoder.encode(torch.full((1, 3, encoder.image_size, encoder.image_size), 0.5))
+    )  # or it says why not
     clean = None if pictures is None else pictures(encoder.image_size)
     if coordinates:
         encoder = Whitened.from_state(encoder, coordinates)

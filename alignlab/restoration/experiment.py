@@ -17,7 +17,7 @@ from torch import Tensor
 from alignlab import trained
 from alignlab.data import ImageTextDataset, load_dataset, resize, to_tensor
 from alignlab.data.degradations import Task
-from alignlab.files import whole, write_tensors
+from alignlab.files import slug, whole, write_tensors
 from alignlab.pretrain.pool import held_out
 from alignlab.provenance import environment, laboratory, shown
 from alignlab.restoration import fit
@@ -152,10 +152,11 @@ def run(
     first = tests[0] if tests else None
     samples = None if first is None else first.pictures(model.encoder.image_size)(0, min(fit.SHOWN, len(first)))
     history = fit.fit(model, plan, settings, samples=samples)
-    labs = {laboratory([plan.encoder], plan.llm if plan.reads_llm else None, one) for one in experiment.data}
     result = {
         **described,
-        "laboratory": labs.pop() if len(labs) == 1 else "own",
+        "laboratory": laboratory(
+            [plan.encoder], plan.llm if plan.reads_llm else None, *experiment.data, *experiment.test
+        ),
         "frozen": frozen_parts(model),
         "learnt": {
             "parameters": sum(p.numel() for p in model.trainable()),
@@ -165,7 +166,7 @@ def run(
         },
         "evaluations": [],
     }
-    names = different([test.data.name for test in tests])
+    names = different([slug(test.data.name) for test in tests])
     for test, name in zip(tests, names, strict=True):
         for task in plan.tasks:
             plain, found = evaluate_on(model, test, task, among=among)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -19,8 +18,9 @@ from torch import Tensor
 
 from alignlab import trained
 from alignlab.data.degradations import TASKS
-from alignlab.files import write_tensors
+from alignlab.files import slug, write_tensors
 from alignlab.restoration import design, experiment
+from alignlab.restoration.card import endless
 from alignlab.restoration.coordinates import POSITION, WHITENED
 from alignlab.restoration.earlier import Earlier
 from alignlab.restoration.evaluation import difference
@@ -48,17 +48,13 @@ def folder(one: Experiment, lab: Lab) -> str:
     parts += ["on", *map(_called, one.test)] if one.test != lab.test else []
     parts += [f"seed{plan.seed}"] if plan.seed else []
     named = "-".join([*parts, f"{one.images_seen}-images"])
-    return _slug(named)
+    return slug(named)
 
 
 def _called(source: str) -> str:
     """A set's name and what tells it from others of that name."""
     named = named_data(source)
     return f"{named['name'].rpartition('/')[2]}-{named['fingerprint'].removeprefix('sha256:')[:8]}".rstrip("-")
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.+]+", "-", name).strip("-")
 
 
 @dataclass(frozen=True)
@@ -145,11 +141,15 @@ def _check_figures(figures: dict[str, Any] | None) -> None:
 
 def _same(found: dict[str, Any], one: Experiment, longer: bool = False) -> bool:
     """Whether a result is the experiment's, or, where `longer`, of its design by any recipe."""
+    same = found.get("design") == _plain(one.design.plain()) and (found.get("crops"), found.get("n")) == (
+        one.crops,
+        one.n,
+    )
+    if not same or not (longer or _recipe(found["recipe"]) == _recipe(_plain(asdict(one.recipe)))):
+        return False
+    # Last, as a set's fingerprint is of all that it holds.
     sets = {"data": one.data, "test": one.test}
-    same = all(found.get(key) == [named_data(source) for source in sources] for key, sources in sets.items())
-    same = same and found.get("design") == _plain(one.design.plain())
-    same = same and (found.get("crops"), found.get("n")) == (one.crops, one.n)
-    return same and (longer or _recipe(found["recipe"]) == _recipe(_plain(asdict(one.recipe))))
+    return all(found.get(key) == [named_data(source) for source in sources] for key, sources in sets.items())
 
 
 def _recipe(plain: dict[str, Any]) -> dict[str, Any]:
@@ -324,9 +324,9 @@ def readings(what: Target, rows: list[dict[str, Any]]) -> list[str]:
             said.append(f"{row['name']}: missing")
         for found in row.get("evaluations", ()):
             at = f"{row['name']}{_on(found, row)}"
-            parts = [f"minus encoder + decoder alone {_difference(found['gain'])}"]
+            parts = [f"minus encoder + decoder alone {_difference(found['gain'], endless(found))}"]
             if found["lift"] and not TASKS[row["task"]].spatial:
-                parts.insert(0, f"minus degraded {_difference(found['lift'])}")
+                parts.insert(0, f"minus degraded {_difference(found['lift'], endless(found, 'degraded'))}")
             text = f"{at}: restored {', '.join(parts)}; {found['misaligned']} of {found['n']} misaligned"
             if found.get("told"):
                 psnr = found["told"]["psnr"]["mean"]
@@ -340,7 +340,7 @@ def readings(what: Target, rows: list[dict[str, Any]]) -> list[str]:
             said += _versus(by_name[a], by_name[b])
     types: dict[str, list[str]] = {}
     for row in rows:
-        if row["status"] == "done":
+        if row["status"] == "done" and row["design"]["how"] in ("lm4lv", "vit-llm"):  # others have no language model
             types.setdefault(str(row["recipe"]["dtype"]), []).append(row["name"])
     if len(types) > 1:
         said.append("; ".join(f"computed in {dtype}: {', '.join(names)}" for dtype, names in types.items()))
@@ -351,9 +351,9 @@ def _on(found: dict[str, Any], row: dict[str, Any]) -> str:
     return f" on {found['data']['name']}" if len(row["evaluations"]) > 1 else ""
 
 
-def _difference(figures: dict[str, Any] | None) -> str:
+def _difference(figures: dict[str, Any] | None, otherwise: str = "") -> str:
     if figures is None:
-        return "without end, as the other is exact"
+        return otherwise
     low, high = figures["psnr"]["ci95"]
     return f"{figures['psnr']['mean']:+.2f} dB ({low:+.2f} to {high:+.2f})"
 
@@ -400,7 +400,7 @@ def grids(
         result = None if place.kept is not None else _result(place.where)
         encoder = f"{str(row['design']['encoder']).removesuffix(POSITION)} alone"  # a position code is not decoded
         for test in _tests(place.row.experiment):
-            key = _slug(f"{place.row.task}-{test.data.name}")
+            key = slug(f"{place.row.task}-{test.data.name}")
             if result is not None:
                 shown = _pictures(place, result, test, device)
             else:
@@ -426,7 +426,7 @@ def _pictures(place: Place, result: dict[str, Any], test: TestSet, device: str) 
     from safetensors import safe_open
 
     whose = sha256(json.dumps([result, test.data.fingerprint]).encode()).hexdigest()
-    kept = place.where / f"shown-{_slug(test.data.name)}.safetensors"
+    kept = place.where / f"shown-{slug(test.data.name)}.safetensors"
     if kept.is_file():
         with safe_open(kept, framework="pt") as file:
             if (file.metadata() or {}).get("of") == whose:

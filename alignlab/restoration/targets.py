@@ -277,7 +277,7 @@ def target(
         data=data or lab.data,
         # A run shorter than its warm-up would never reach its rate.
         recipe=replace(lab.recipe, steps=steps, warmup=min(lab.recipe.warmup, steps // 5), seed=seed),
-        test=test or (() if data and not lab.test else lab.test),
+        test=test or lab.test,
         n=n,
     )
     made = TARGETS[name](_Bench(lab, common))

@@ -119,6 +119,16 @@ def test_intervals_hold_the_value_and_narrow_with_pictures(encoder):
     assert width(256) < 0.5 * width(8)
 
 
+def test_the_interval_of_components_worth_is_not_moved_by_what_is_cut_off_at_nought(encoder):
+    """Each component's error is as large as itself, so that nothing arrives; by chance half of the draws find a little."""
+    answer = pictures(1, 8)
+    truth = encoder.encode(answer)
+    other = truth.roll(1, 0) - truth.mean((0, 1))
+    one = analyse(Read(truth, None, truth + other, None, answer, encoder.decode))["carried"]["written"]
+    assert one["value"] == pytest.approx(0, abs=1e-4)
+    assert one["ci95"][0] < one["value"] < one["ci95"][1]
+
+
 def test_too_little_is_refused(encoder):
     answer = pictures(n=1)
     truth = encoder.encode(answer)

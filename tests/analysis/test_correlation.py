@@ -125,6 +125,14 @@ def test_exact_p_values_are_scipys(n):
     assert found.p == pytest.approx(theirs.pvalue)
 
 
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 7])
+def test_what_is_the_same_within_each_group_does_not_vary_within_them(count):
+    groups = np.repeat(np.arange(40), count)
+    same = np.repeat(RNG.random(40), count)  # whose mean over a group is not always itself, to the last bit
+    other = analysis._centred(RNG.random(len(same)), groups)
+    assert np.isnan(correlate(analysis._centred(same, groups), other))
+
+
 def test_perfect_order_cannot_do_better_than_two_over_n_factorial():
     for n in (3, 4, 5):
         found = permutation_test(
@@ -454,7 +462,7 @@ def test_files_that_are_no_results(write, tmp_path):
     for path, message in (
         (tmp_path / "a.json", "is no result of"),
         (tmp_path / "b.json", "is no result of"),
-        (*write({"schema": "alignlab.doctor/1"}), "its schema is 'alignlab.doctor/1'"),
+        (*write({"schema": "else/1"}), "its schema is 'else/1'"),
         (*write({**measured(pair()), "pairs": [{}]}), "it lacks 'matrix'"),
         (*write({"schema": "alignlab.restore-train/1"}), "it lacks 'evaluations'"),
         (*write(measured(pair(scores=[[0.1, math.nan]]))), "no finite scores"),
@@ -463,6 +471,14 @@ def test_files_that_are_no_results(write, tmp_path):
             read([path])
     with pytest.raises(FileNotFoundError):
         read([tmp_path / "nothing.json"])
+    # As a pattern of folders finds them: what is no restoration, and what is not finished.
+    (tmp_path / "begun").mkdir()
+    (captions,) = write({"schema": "alignlab.caption-train/1"})
+    _, _, out = read([captions, tmp_path / "begun"])
+    assert out == [
+        f"{captions.name}: a result of another kind (alignlab.caption-train)",
+        "begun: it has no result.json (not finished?)",
+    ]
     with pytest.raises(ValueError, match="no alignment score"):
         gathered(write(trained()))
     with pytest.raises(ValueError, match="no restoration among"):

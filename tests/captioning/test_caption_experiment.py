@@ -168,7 +168,10 @@ def test_a_fair_control_was_trained_alike():
     ours = {
         "design": {"prefix": ""},
         "frozen": {"llm": "y@sha256:1", "encoder": "x"},
-        "about": {"recipe": {"steps": 5, "seed": 0}, "data": {"fingerprint": "sha256:2", "learnt": 4}},
+        "about": {
+            "recipe": {"steps": 5, "seed": 0},
+            "data": {"fingerprint": "sha256:2", "learnt": 4, "held_out": True},
+        },
     }
     theirs = copy.deepcopy(ours)
     theirs["about"]["recipe"]["seed"] = 1
@@ -178,3 +181,6 @@ def test_a_fair_control_was_trained_alike():
     assert control_differs(theirs, ours) == "recipe's steps is 3, not 5"
     theirs["about"]["data"]["learnt"] = 9
     assert control_differs(theirs, ours) == "data's learnt is 9, not 4"
+    theirs = copy.deepcopy(ours)
+    theirs["about"]["data"]["held_out"] = False  # it may have learnt what it is shown now
+    assert control_differs(theirs, ours) == "data's held_out is False, not True"

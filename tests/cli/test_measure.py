@@ -312,7 +312,7 @@ def test_another_configuration_is_another_checkpoint(small_mae, small_llm, tmp_p
         assert folder_checkpoint(other) != changed
 
 
-def test_any_metric_with_splits_and_approximations(tmp_path, capsys, command):
+def test_any_metric_with_splits_and_approximations(tmp_path, capsys, command, monkeypatch):
     names = ("unbiased_cka", "rsa", "cycle_knn", "procrustes")
     metrics = [part for name in names for part in ("--metric", name)]
     out = tmp_path / "several"
@@ -328,6 +328,14 @@ def test_any_metric_with_splits_and_approximations(tmp_path, capsys, command):
     assert run(command("--metric", "rsa", "--option", "rsa.compare=pearson", "--out", str(out))) == 0
     assert json.loads((out / "result.json").read_text())["pairs"][0]["params"]["compare"] == "pearson"
     bad(command("--metric", "rsa", "--option", "rsa.sigma=1"), capsys, 2, "rsa has no option sigma here")
+    import alignlab.features
+
+    monkeypatch.setattr(alignlab.features, "extract", None)  # what cannot be is said before anything is computed
+    nonsense = ("--metric", "rbf_cka", "--option", "rbf_cka.sigma=abc")
+    bad(command(*nonsense), capsys, 2, "rbf_cka cannot be computed with sigma='abc'")
+    bad(command("--metric", "rsa", "--option", "rsa.compare=x"), capsys, 2, "compare")
+    bad(command("--metric", "cknna", "--k", "1"), capsys, 2, "k must be")
+    bad(command("--metric", "mutual_knn", "--option", "mutual_knn.k=30"), capsys, 2, "k must be")
     bad(command("--metric", "rsa", "--option", "compare"), capsys, 2, "--option must be METRIC.NAME=VALUE")
     bad(command("--metric", "rsa", "--option", "cka.x=1"), capsys, 2, "cka is not among --metric rsa")
     bad(

@@ -124,12 +124,15 @@ def test_laboratories_are_never_mixed_up():
     assert laboratory([MODELS["mae"]], None, "imagenet:val") == "paper"
     # What a laboratory's models are compared with is of the laboratory: random weights, first blocks, a code of the place.
     assert laboratory([f"{MODELS['mae']}@random"], f"{MODELS['llm']}[:8]", "wit1024") == "paper"
+    assert laboratory([MODELS["mae"]], MODELS["llm"], "llava595k:here", "nocaps") == "paper"
     assert laboratory(["mae+position", "beit@random+position"], "smollm2@random", "scenes") == "embedded"
     for mixed in (
         (["mae"], MODELS["llm"], "wit1024"),
         (theirs, "smollm2", "wit1024"),
         (theirs, MODELS["llm"], "scenes"),
         (["mae"], "smollm2", "photos"),
+        (["mae"], "smollm2", "scenes", "photos"),
+        (theirs, MODELS["llm"], "llava595k", "photos"),
     ):
         assert laboratory(*mixed) == "own"
 

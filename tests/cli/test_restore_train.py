@@ -257,13 +257,47 @@ def test_eval(trained, photos, tmp_path, capsys, report_of):
     assert "misaligned" in capsys.readouterr().out
 
 
-def test_eval_with_other_strengths_in_free_mode(trained, photos, tmp_path):
-    command = ["restore", "eval", "--checkpoint", str(trained), "--checkpoint", str(trained), "--data", str(photos)]
+def test_eval_with_other_strengths_in_free_mode(trained, photos, tmp_path, capsys):
+    """Of two checkpoints whose folders have one name."""
+    other = tmp_path / "others" / trained.name
+    shutil.copytree(trained, other)
+    checkpoints = [part for folder in (trained, other, trained) for part in ("--checkpoint", str(folder))]
     more = ["--task", "denoise", "--strength", "sigma=80,80", "--mode", "free", "--n", "2", "--out", str(tmp_path)]
-    assert run([*command, *more]) == 0
+    assert run(["restore", "eval", *checkpoints, "--data", str(photos), *more]) == 0
     first, second = plain(tmp_path)["results"]
     assert (first["strength"], first["mode"], first["n"]) == ({"sigma": [80, 80]}, "free", 2)
-    assert first["picture"] != second["picture"]  # two checkpoints of one name
+    assert (first["checkpoint"], second["checkpoint"]) == ("tiny", "tiny-2")
+    assert first["picture"] != second["picture"]
+    shown = capsys.readouterr().out
+    assert "tiny-2, denoise on photos: " in shown
+    assert "where it reads the true answer so far" in shown
+
+
+def test_eval_opens_all_sets_before_it_measures_one(trained, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("alignlab.restoration.design.load", None)
+    command = ["restore", "eval", "--checkpoint", str(trained), "--data", str(photos), "--data", "nowhere"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "no data set 'nowhere'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_sets_whose_names_are_no_file_names(command, photos, tmp_path):
+    """A set of the hub's is called hf:OWNER/NAME:SPLIT."""
+    hub = pytest.importorskip("datasets")
+    pictures = [str(path) for path in sorted(photos.iterdir()) if path.suffix in (".png", ".jpg")]
+    columns = {"image": pictures, "caption": ["a picture"] * len(pictures)}
+    hub.Dataset.from_dict(columns).cast_column("image", hub.Image()).save_to_disk(str(tmp_path / "set"))
+    words = [
+        str(word) if word != str(photos) else f"hf:{tmp_path / 'set'}" for word in command("--out", tmp_path / "out")
+    ]
+    assert run(words) == 0
+    (one,) = plain(tmp_path / "out")["evaluations"]
+    assert (one["data"]["name"], one["picture"]) == ("hf:set", "hf-set-denoise.jpg")
+    evaluated = ["restore", "eval", "--checkpoint", str(tmp_path / "out"), "--data", f"hf:{tmp_path / 'set'}"]
+    assert run([*evaluated, "--dtype", "float32", "--out", str(tmp_path / "eval")]) == 0
+    (two,) = plain(tmp_path / "eval")["results"]
+    assert two["restored"]["psnr"]["mean"] == pytest.approx(one["restored"]["psnr"]["mean"], abs=1e-3)
+    assert (tmp_path / "eval" / two["picture"]).is_file()
 
 
 def test_eval_says_what_is_not_known_to_be_unseen(trained, photos, tmp_path, capsys):

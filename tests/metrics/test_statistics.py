@@ -267,7 +267,7 @@ def test_scaled_distances_are_symmetric_to_the_last_bit(dtype):
 
 def test_rtd_without_gudhi_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gudhi.sklearn", None)
-    with pytest.raises(ImportError, match=r"rtd needs the package gudhi: pip install 'alignlab\[topology\]'"):
+    with pytest.raises(ValueError, match=r"rtd needs the package gudhi: pip install 'alignlab\[topology\]'"):
         topology.rtd(*related(20, 4, 6))
 
 

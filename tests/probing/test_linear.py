@@ -85,8 +85,7 @@ def test_fewer_columns_keep_lengths_and_products():
     turned = fewer_columns(y)
     assert turned.shape == (10, 10)
     torch.testing.assert_close(turned @ turned.T, y @ y.T)
-    assert fewer_columns(y.T) is not None
-    assert fewer_columns(y.T).shape == (300, 10)
+    assert torch.equal(fewer_columns(y.T), y.T)
 
 
 def test_retrieval_counts_ties_as_the_share_of_draws_that_they_win():

@@ -243,6 +243,44 @@ def test_the_answer_says_which_heads_restore(tmp_path):
     assert f"head {strongest['block']}.{strongest['head']} attends most to what followed before" in top
 
 
+def test_random_heads_are_those_that_the_result_compares_with(tmp_path):
+    """Other random draws, of the blocks of another choice of heads, lose more here, and are no control of this one."""
+    write_report([RESULTS / "induction-random"], tmp_path / "page.html")
+    groups = {one["group"]: one for one in result("induction-random")["ablation"]}
+    controls = [groups[name]["restored"]["rises"] for name in ("random, blocks of text", "random, other blocks")]
+    change, most = groups["text"]["restored"]["rise"]["mean"], min(x for rises in controls for x in rises)
+    assert min(groups["random, blocks of images"]["restored"]["rises"]) < change < most
+    text = page(tmp_path / "page.html").text
+    assert f"changes by {change:.1f} dB, more than random heads do ({most:.1f} at most)".replace(
+        "-", "−"
+    ) in text.replace("-", "−")
+    assert "more than each of 10 random draws of heads does" in text
+
+
+def test_scores_of_other_poolings_are_named_by_them(tmp_path):
+    def pooled(value):
+        for one in value["pairs"]:
+            one["pool"] = "mean"
+
+    other = altered(tmp_path, "measure-scenes", pooled)
+    write_report([RESULTS / "measure-scenes", other], tmp_path / "page.html")
+    text = page(tmp_path / "page.html").text
+    for named in ("mae, cls", "mae, mean", "vqgan, concat", "vqgan, mean"):
+        assert named in text
+    write_report([RESULTS / "measure-scenes"], tmp_path / "page.html")
+    assert "mae, cls" not in page(tmp_path / "page.html").text
+
+
+def test_a_plan_of_one_target_lacks_nothing(tmp_path):
+    for target in ("table3", "table4"):
+        plan = tmp_path / f"{target}.json"
+        assert run(["reproduce", target, "--dry-run", "--runs", str(tmp_path), "--json", str(plan)]) == 0
+        assert write_report([plan], tmp_path / "page.html").gaps == []
+        text = page(tmp_path / "page.html").text
+        assert "GB of memory at most; " in text  # on a processor, there are no GPUs to speak of
+        assert "GB of weights to get" in text
+
+
 def test_models_of_plans_are_not_said_to_be_measured(tmp_path):
     write_report(
         [RESULTS / "measure-scenes", RESULTS / "paper-plan", RESULTS / "compute-paper"], tmp_path / "page.html"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from alignlab.models import load_encoder
 from alignlab.restoration import design
 from alignlab.restoration.coordinates import Whitened
 from alignlab.restoration.design import Design
@@ -177,6 +178,25 @@ def test_tensors_that_do_not_fit_the_design_are_refused(tmp_path, plan):
     design.save(model, replace(plan, task_tokens=5), tmp_path)
     with pytest.raises(ValueError, match=r"does not hold what its design asks for: .*size mismatch"):
         design.load(str(tmp_path), dtype="float32")
+
+
+def test_a_beit_is_known_with_the_dvae_that_paints(plan, long_llm, monkeypatch, tmp_path):
+    model = build(replace(plan, encoder="beit+position", llm=str(long_llm)))
+    parts = design.frozen_parts(model)
+    assert parts["encoder"].startswith("beit-tiny@sha256:")
+    assert parts["decoder"].startswith("dvae-tiny@sha256:")
+    monkeypatch.setattr("alignlab.models.vision.shipped", lambda *parts: tmp_path)  # where there is none
+    with pytest.raises(ValueError, match="is no dVAE; give dvae-tiny"):
+        getattr(load_encoder("beit"), "decoder_checkpoint")  # noqa: B009  # it is loaded when it is asked for
+
+
+def test_an_encoder_that_cannot_paint_says_so_before_anything_is_fitted(plan, monkeypatch):
+    def broken(self, tokens):
+        raise ValueError("normalised pixels cannot be shown")
+
+    monkeypatch.setattr("alignlab.models.mae.MAEEncoder.decode", broken)
+    with pytest.raises(ValueError, match="normalised pixels cannot be shown"):
+        design.build(plan, lambda size: pytest.fail("pictures were asked for"), dtype="float32")
 
 
 def test_encoders_and_language_models_that_cannot_be_used(plan, small_llm, tmp_path):

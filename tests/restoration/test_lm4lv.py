@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -170,16 +172,7 @@ def test_pictures_of_answers_without_an_image_are_counted_and_told(model, caplog
 def test_a_free_answer_that_opens_an_image_writes_the_forced_one(model, monkeypatch):
     low = model.encoder.encode(IMAGES)
     forced = model.generate(low, "denoise")
-    marker = list(model.words.open)
-    asked = []
-
-    def say_the_marker(hidden):  # a language model that opens its image at once, then says nothing but the first token
-        asked.append(len(hidden))
-        logits = torch.zeros(len(hidden), 100)
-        logits[:, marker[len(asked) - 1] if len(asked) <= len(marker) else 5] = 1
-        return logits
-
-    monkeypatch.setattr(model, "_logits", say_the_marker)
+    monkeypatch.setattr(model, "_logits", saying(model, (0, 0, 0)))
     free = model.generate(low, "denoise", "free")
     assert free.written.all()
     torch.testing.assert_close(free.tokens, forced.tokens, atol=1e-4, rtol=1e-4)
@@ -250,37 +243,53 @@ def test_directions_come_in_with_about_the_same_weight(parts):
 
 
 def test_restore_in_free_mode_and_one_at_a_time(model, monkeypatch):
-    marker = list(model.words.open)
-    monkeypatch.setattr(model, "_logits", saying(marker))
+    monkeypatch.setattr(model, "_logits", saying(model, (0, 0, 0)))
     together = model.restore(IMAGES, "mask", mode="free")
     for i, image in enumerate(IMAGES):
-        monkeypatch.setattr(model, "_logits", saying(marker))
+        monkeypatch.setattr(model, "_logits", saying(model, (0,)))
         torch.testing.assert_close(model.restore(image[None], "mask", mode="free")[0], together[i], atol=1e-4, rtol=0)
     forced = model.restore(IMAGES, "mask")
     torch.testing.assert_close(together, forced, atol=1e-4, rtol=0)
 
 
-def saying(marker):
-    """A head that opens its image at once, then says nothing but token 5."""
-    asked = []
+def saying(model, delays, after=()):
+    """A head for answers that say token 5 so many times each, open their image, and after it say `after`, then token 5."""
+    marker, step = list(model.words.open), itertools.count()
 
     def logits(hidden):
-        asked.append(len(hidden))
-        found = torch.zeros(len(hidden), 100)
-        found[:, marker[len(asked) - 1] if len(asked) <= len(marker) else 5] = 1
+        at, found = next(step), torch.zeros(len(hidden), 100)
+        for i, delay in enumerate(delays):
+            said = [
+                *[5] * delay,
+                *marker,
+                *[5] * model.visual,
+                *after,
+            ]  # what is said beside an image's tokens is not read
+            found[i, said[at] if at < len(said) else 5] = 1
         return found
 
     return logits
 
 
-@pytest.mark.parametrize("mode", ["forced", "free"])
-def test_a_batch_is_one_answer_after_another(model, mode):
-    low = model.encoder.encode(IMAGES)
-    together = model.generate(low, "denoise", mode)
-    for i in range(len(IMAGES)):
-        alone = model.generate(low[i : i + 1], "denoise", mode)
+@pytest.mark.parametrize("ends", ["marker", "eos", "never"])
+def test_answers_that_open_their_images_at_different_times(model, monkeypatch, ends):
+    low, delays = model.encoder.encode(IMAGES), (0, 3, 7)
+    eos, opening = model.llm.tokenizer.eos_token_id, list(model.words.open)
+    after = {"marker": list(model.words.ending), "eos": [eos], "never": []}[ends]
+
+    def generate(rows, **options):
+        monkeypatch.setattr(model, "_logits", saying(model, [delays[i] for i in rows], after))
+        return model.generate(low[rows], "denoise", "free", **options)
+
+    together, plain = generate([0, 1, 2]), generate([0, 1, 2], cache=False)
+    assert together.written.all()
+    torch.testing.assert_close(together.tokens, plain.tokens, atol=1e-4, rtol=1e-4)
+    assert together.texts == plain.texts
+    for i, delay in enumerate(delays):
+        alone = generate([i])
         torch.testing.assert_close(alone.tokens[0], together.tokens[i], atol=1e-4, rtol=1e-4)
-        assert alone.texts[0] == together.texts[i]
+        said = [*[5] * delay, *opening, *(after or [5] * MOST_TEXT)]  # it is done after these, and no later
+        assert together.texts[i] == alone.texts[0] == model.llm.tokenizer.decode(said)
 
 
 # --- LoRA ---

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from alignlab.report.source import Source, of_kind
 
 @dataclass(frozen=True)
 class Pair:
-    """One encoder, language model and metric of a result."""
+    """One encoder, language model and metric of a result. `how`: the poolings and the metric's options, by name."""
 
     source: str
     data: str
@@ -31,6 +31,7 @@ class Pair:
     place: tuple[int, int] | None
     matrix: np.ndarray | None
     checkpoint: str
+    how: Mapping[str, str]
 
 
 def pair(node: Node, source: str, data: str) -> Pair:
@@ -63,17 +64,25 @@ def pair(node: Node, source: str, data: str) -> Pair:
         place=place,
         matrix=matrix,
         checkpoint=node["checkpoint"].text(),
+        how={
+            **{key: str(node.part(key).value) for key in ("pool", "llm_pool")},
+            **{key: str(value.value) for key, value in node["params"].entries(optional=True)},
+        },
     )
 
 
 def pairs(sources: Sequence[Source]) -> list[Pair]:
-    """Those of `measure`, and those of Table 4's rows that no `measure` has."""
+    """Those of `measure`, and those of Table 4's rows that no `measure` has; of several of one name, named by what differs."""
     found: list[Pair] = []
     for source in of_kind(sources, "measure"):
         data = source.node["data"]
         named = f"{data['name'].text()}, {number(data['n'].number(), 0)} items"
         found += [pair(node, source.name, named) for node in source.node["pairs"].each()]
-    known = {(one.checkpoint, one.llm, one.metric, one.data) for one in found}
+
+    def identity(one: Pair) -> tuple[str, ...]:
+        return (one.checkpoint, one.llm, one.metric, one.data, *map(str, sorted(one.how.items())))
+
+    known = set(map(identity, found))
     for source in of_kind(sources, "reproduce-table4"):
         for row in source.node["rows"].each():
             of = row["alignment"]["of"]["data"]
@@ -81,9 +90,21 @@ def pairs(sources: Sequence[Source]) -> list[Pair]:
                 if name in ("of", "notes"):
                     continue
                 one = pair(node, source.name, f"{of['name'].text()}, {number(of['n'].number(), 0)} items")
-                if (one.checkpoint, one.llm, one.metric, one.data) not in known:
+                if identity(one) not in known:
                     found.append(one)
-    return found
+    return [_told_apart(one, found) for one in found]
+
+
+def _told_apart(one: Pair, found: Sequence[Pair]) -> Pair:
+    """Named by how it was computed, where another of its name was computed otherwise."""
+    name = (one.data, one.encoder, one.llm, one.metric)
+    alike = [x.how for x in found if (x.data, x.encoder, x.llm, x.metric) == name]
+    differ = [key for key in one.how if len({how.get(key) for how in alike}) > 1]
+    labels = {"encoder": one.encoder, "llm": one.llm, "metric": one.metric}
+    for key in differ:
+        part = {"pool": "encoder", "llm_pool": "llm"}.get(key, "metric")
+        labels[part] += f", {one.how[key]}" if part != "metric" else f", {key}={one.how[key]}"
+    return replace(one, **labels)
 
 
 def section(sources: Sequence[Source]) -> Section | None:

@@ -75,9 +75,12 @@ def _checkpoint(node: Node, source: Source, made: Section) -> None:
             paper.append(f"{published} {measure(key, theirs['Ours'])}, random {measure(key, theirs['Random'])}")
     headings = ["", *(text for one in where for text in (f"{one}: trained", f"{one}: random (5% to 95%)")), "identity"]
     tasks = ", ".join(node["design"]["tasks"].texts())
+    between = node["design"]["encoder"].text()
+    if node["llm_width"].value:  # an expert reads none
+        between += f" and {node['design']['llm'].text()}"
     made.blocks.append(
         Table(
-            f"{name}: {node['design']['encoder'].text()} and {node['design']['llm'].text()}, {tasks}; A is "
+            f"{name}: {between}, {tasks}; A is "
             f"{number(node['width'].number(), 0)} × {number(node['width'].number(), 0)}",
             headings,
             rows,
@@ -369,7 +372,7 @@ def plan(sources: Sequence[Source]) -> Section | None:
             title = f"{node['title'].text(source.name)}: {number(node['hours_left'].number(), 1)} hours left, {how}"
             needs = [need["name"].text() for need in node["weights"].each(optional=True) if need["here"].value is False]
             weights = f"{number(node['download_gb'].number(), 1)} GB of weights to get{f' ({listed(needs)})' if needs else ''}"
-            at_most = f"{number(node['memory_gb'].number(), 1)} GB of memory at most, on each GPU"
+            at_most = f"{number(node['memory_gb'].number(), 1)} GB of memory at most{'' if rate is not None else ', on each GPU'}"
             made.blocks.append(Paragraph(f"{title}; {at_most}; {weights}."))
             time = number(node["hours_left"].number(), 1)
             made.answers.append(f"{plural(len(rows), 'run')} would take {time} hours {how}, and {at_most}")

@@ -347,11 +347,14 @@ def _copying(node: Node) -> list[str]:
                 f"without the heads that copy repeated text most, the visual loss of LM4LV through {llm} rises by "
                 f"{number(after - before)} from {number(before)}{beside}"
             )
-        fallen = groups["text"]["restored"]["rise"]["mean"].number() if "restored" in groups["text"] else None
-        if fallen is not None:
-            drawn = _of_random(groups, "restored")
+        change = groups["text"]["restored"]["rise"] if "restored" in groups["text"] else None
+        fallen = None if change is None else change["mean"].number()
+        if change is not None and fallen is not None:
+            drawn, span = _of_random(groups, "restored"), change["ci95"].interval()
             beside = ""
-            if drawn:
+            if span is not None and span[1] >= 0:
+                beside = f", no clear fall ({number(span[0], 1, signed=True)} to {number(span[1], 1, signed=True)})"
+            elif drawn:
                 but = "but random heads do as much" if min(drawn) <= fallen else "more than random heads do"
                 beside = f", {but} ({number(min(drawn), 1, signed=True)} at most)"
             told.append(
@@ -371,11 +374,11 @@ def _copying(node: Node) -> list[str]:
 
 
 def _of_random(groups: dict[str, Node], what: str) -> list[float]:
-    """What it costs to go without as many random heads, draw by draw."""
+    """What it costs to go without as many random heads as there are in "text", draw by draw."""
     return [
         rise
         for name, group in groups.items()
-        if name.startswith("random") and what in group
+        if name in ("random, blocks of text", "random, other blocks") and what in group
         for rise in group[what]["rises"].numbers()
         if rise is not None
     ]

@@ -123,17 +123,21 @@ def _both(node: Node) -> Cell:
     return Cell(f"{text} / {number(ssim, 2)}", psnr.sort)
 
 
-def _difference(node: Node) -> Cell:
-    """Null is where no image has a finite PSNR in both: what it is compared with is exact."""
-    if node.there and node.value is None:
-        return Cell("−inf", -math.inf)
-    return _mean(node["psnr"], 2, True)
+def _difference(found: Node, key: str, other: str) -> Cell:
+    """Null is where no image has a finite PSNR in both: one of the two is exact, or both are."""
+    node = found[key]
+    if not node.there or node.value is not None:
+        return _mean(node["psnr"], 2, True)
+    ours, theirs = (found[column]["psnr"]["mean"].number(optional=True) is None for column in ("restored", other))
+    if ours and theirs:
+        return Cell("both exact", 0.0)
+    return Cell("–") if ours == theirs else Cell("−inf", -math.inf) if theirs else Cell("+inf", math.inf)
 
 
 def _figures(found: Node) -> list[Cell]:
     """The cells of one evaluation under `HEADINGS`."""
-    lift = Cell("–") if found["task"].value in SPATIAL else _difference(found["lift"])
-    gain = _difference(found["gain"])
+    lift = Cell("–") if found["task"].value in SPATIAL else _difference(found, "lift", "degraded")
+    gain = _difference(found, "gain", "alone")
     wrong, n = found["misaligned"].whole(), found["n"].whole()
     count = Cell(f"{number(wrong, 0)} of {number(n, 0)}", wrong)
     return [*(_both(found[key]) for key in ("degraded", "alone", "restored")), lift, gain, count]
