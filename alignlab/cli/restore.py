@@ -138,7 +138,9 @@ def train(
         ["denoise"], help="denoise, deblur, derain, pepper, mask, rotate, flip or repeat; several share the adapters."
     ),
     encoder: str = typer.Option(
-        "mae", help="mae, beit, vqgan, pca, a path or a hub id, with a decoder; +position appends a position code."
+        "mae",
+        help="mae, beit, vqgan, pca, a path or a hub id, with a decoder; +position appends a position code, which short "
+        "trainings need.",
     ),
     decoder: str | None = typer.Option(None, help="Another decoder behind a MAE, as reconstruct takes it."),
     llm: str = typer.Option("smollm2", help="smollm2, a folder or a hub id; LLM@random has fresh weights."),

@@ -167,9 +167,13 @@ def _table2(bench: _Bench) -> Target:
 
 def _table3(bench: _Bench) -> Target:
     hows = ("linear", "mlp", "transformer", "lm4lv")
-    rows = tuple(bench.row(f"{task}/{how}", task, how) for task in paper.TABLE3 for how in hows)
-    pairs = tuple((f"{task}/lm4lv", f"{task}/{how}") for task in paper.TABLE3 for how in hows[:-1])
-    return Target("table3", "Table 3: LM4LV and experts without a language model", rows, pairs)
+    rows = [bench.row(f"{task}/{how}", task, how) for task in paper.TABLE3 for how in hows]
+    pairs = [(f"{task}/lm4lv", f"{task}/{how}") for task in paper.TABLE3 for how in hows[:-1]]
+    if (plain := bench.lab.main.removesuffix(POSITION)) != bench.lab.main:  # what the Transformer does without the code
+        for task in paper.TABLE3:
+            rows.append(bench.row(f"{task}/transformer/{plain}", task, "transformer", encoder=plain))
+            pairs.append((f"{task}/transformer", f"{task}/transformer/{plain}"))
+    return Target("table3", "Table 3: LM4LV and experts without a language model", tuple(rows), tuple(pairs))
 
 
 def _table7(bench: _Bench) -> Target:

@@ -480,7 +480,7 @@ def test_hub_reads_a_plain_folder_of_images(hub: Any, folder: Path) -> None:
     assert sorted(ds.captions) == sorted((line["caption"],) for line in ABC)
     assert {item.image.size for item in ds} == {(8, 6)}
     part = load_dataset(f"hf:{folder}:train[:2]")
-    assert (part.name, len(part)) == (f"hf:{folder}:train[:2]", 2)
+    assert (part.name, len(part)) == (f"hf:{folder.name}:train[:2]", 2)
     assert "Unknown split" in refusal(f"hf:{folder}:nope")
 
 
