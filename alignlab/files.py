@@ -10,7 +10,7 @@ import platform
 import re
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,24 @@ def slug(name: str) -> str:
     ('facebook-vit-mae-large-random', 'hf-ORG-SET-train')
     """
     return re.sub(r"[^\w.+]+", "-", name).strip("-")
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names with a number behind all but the first of a kind.
+
+    >>> numbered(["a", "b", "a"])
+    ['a', 'b', 'a-2']
+    """
+    return [name if (again := names[:i].count(name)) == 0 else f"{name}-{again + 1}" for i, name in enumerate(names)]
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """Parts of files' names for these, each another one.
+
+    >>> labels(["a b", "c", "a/b"])
+    ['a-b', 'c', 'a-b-2']
+    """
+    return numbered([slug(name) for name in names])
 
 
 _HOST = re.sub(r"\W+", "_", platform.node())

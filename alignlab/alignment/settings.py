@@ -84,7 +84,8 @@ def rehearse(
     for m in entries:
         few = {name: min(value, 8) if name == "k" else value for name, value in settings[m.name].items()}
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 m.function(x, y, **few)
         except TypeError as error:
             given = ", ".join(f"{name}={value!r}" for name, value in (options or {}).get(m.name, {}).items())

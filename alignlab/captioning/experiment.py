@@ -20,13 +20,12 @@ from alignlab.captioning.fit import Design, Pairs, build, read
 from alignlab.captioning.gallery import evenly, save_gallery
 from alignlab.captioning.probe import LONGEST, CaptionProbe
 from alignlab.data import ImageTextDataset, load_dataset, resize, to_tensor
-from alignlab.files import whole
+from alignlab.files import labels, whole
 from alignlab.models.registry import EMBEDDED
 from alignlab.models.variant import parse
 from alignlab.pretrain.pool import HOLD_OUT, held_out
 from alignlab.progress import progress
 from alignlab.provenance import environment, shown, shown_model
-from alignlab.restoration.experiment import different
 from alignlab.sheets import save_sheet
 from alignlab.trained import ADAPTERS
 from alignlab.training import Processes, Recipe, dtype_of, processes
@@ -177,7 +176,7 @@ def run(
     if among.rank == 0:
         from alignlab.captioning.card import write_card
 
-        names = different([test.data.name for test in tests])
+        names = labels([test.data.name for test in tests])
         for test, name, captions in zip(tests, names, said_of, strict=True):
             picture = f"{name}.jpg"
             found = evaluate(captions, test.subjects(judge), why_no_judge=why)

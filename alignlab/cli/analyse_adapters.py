@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from alignlab.files import save_figure
+from alignlab.files import labels, save_figure
 
 SCHEMA = "alignlab.analyse-adapters/1"
 
@@ -39,7 +39,6 @@ def adapters(
         check_whole,
         check_writable,
         console,
-        labels,
         output_folder,
         write_json,
     )

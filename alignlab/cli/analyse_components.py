@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from alignlab.files import save_figure
+from alignlab.files import labels, save_figure
 
 SCHEMA = "alignlab.analyse-components/1"
 
@@ -42,7 +42,6 @@ def components(
         check_whole,
         check_writable,
         console,
-        labels,
         output_folder,
         pick_device,
         pick_dtype,

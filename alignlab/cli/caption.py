@@ -193,6 +193,7 @@ def evaluate(
     from alignlab.captioning import evaluation, fit
     from alignlab.captioning.experiment import caption_all, open_test, plain, show, shown_judge
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
+    from alignlab.files import labels
     from alignlab.provenance import environment, shown
     from alignlab.training import processes
 
@@ -243,8 +244,8 @@ def evaluate(
                 random=random,
                 why_no_judge=why,
             )
-            names.append(label := f"{one.resolve().name}-{test.data.name}")
-            picture = f"{label}{f'-{names.count(label)}' if names.count(label) > 1 else ''}.jpg"
+            names.append(f"{one.resolve().name}-{test.data.name}")
+            picture = f"{labels(names)[-1]}.jpg"
             gallery = show(test, ours, folder / picture, f"{plan.plain()['encoder']} read by {plan.plain()['llm']}")
             row = {
                 "checkpoint": one.resolve().name,

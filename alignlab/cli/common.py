@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import re
 import sys
 import tempfile
 import time
@@ -24,16 +23,6 @@ def console() -> Console:
     from alignlab.cli.screen import Screen
 
     return Screen(highlight=False, width=None if sys.stdout.isatty() else 132)
-
-
-def labels(names: Sequence[str]) -> list[str]:
-    """For files: folders of one name are numbered.
-
-    >>> labels(["a b", "c", "a b"])
-    ['a-b', 'c', 'a-b-2']
-    """
-    slugs = [re.sub(r"[^\w.-]+", "-", name) for name in names]
-    return [x if (again := slugs[:i].count(x)) == 0 else f"{x}-{again + 1}" for i, x in enumerate(slugs)]
 
 
 def output_folder(out: Path | None, command: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -53,6 +52,7 @@ def reconstruct(
     from alignlab import paper
     from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
     from alignlab.data import load_dataset
+    from alignlab.files import labels
     from alignlab.models.registry import expand, load_encoder
     from alignlab.provenance import environment, laboratory, shown, shown_model
     from alignlab.restoration.perceptual import BACKBONES
@@ -88,9 +88,7 @@ def reconstruct(
         done = measure(loaded, dataset, lpips=distance, features=networks, batch_size=batch_size, seed=seed)
         seconds = round(time.perf_counter() - began, 2)
         truth, made = done.shown
-        label = re.sub(r"[^\w.-]+", "-", done.encoder)
-        taken = [row["picture"] for row in results].count(f"reconstruction-{label}.jpg")
-        picture = folder / f"reconstruction-{label}{f'-{len(results)}' if taken else ''}.jpg"
+        picture = folder / f"reconstruction-{labels([*(row['encoder'] for row in results), done.encoder])[-1]}.jpg"
         rows = {"original": truth, "reconstruction": made, "|difference| x 4": ((truth - made).abs() * 4).clamp(0, 1)}
         save_grid(rows, picture, f"{done.encoder}, {done.size} px")
         results.append(

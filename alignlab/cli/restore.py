@@ -264,10 +264,10 @@ def evaluate(
     """
     from alignlab import trained
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
-    from alignlab.files import slug
+    from alignlab.files import labels, numbered
     from alignlab.provenance import environment, laboratory, shown, shown_model
     from alignlab.restoration.design import find, load, read, steps_of
-    from alignlab.restoration.experiment import TEST_SEED, check_unseen, different, evaluate_on, open_test
+    from alignlab.restoration.experiment import TEST_SEED, check_unseen, evaluate_on, open_test
     from alignlab.restoration.pictures import save_grid
     from alignlab.sheets import save_sheet
     from alignlab.training import processes
@@ -288,12 +288,12 @@ def evaluate(
         tests[name] = [open_test(source, about.get("data", []), n, fifth) for source in data]
         for source, test in zip(data, tests[name], strict=True):
             check_unseen(test, about, source, name)
-    called = dict(zip(checkpoint, different([find(name).resolve().name for name in checkpoint]), strict=True))
+    called = dict(zip(checkpoint, numbered([find(name).resolve().name for name in checkpoint]), strict=True))
     among = processes(where)
     folder = output_folder(out, "restore-eval") if among.rank == 0 else None  # the first writes and speaks
     if folder is not None and json_file is not None:
         check_writable(json_file.absolute().parent, "--json")
-    labels: list[str] = []
+    shown_as: list[str] = []
     results: list[dict[str, Any]] = []
     for name in checkpoint:
         model, plan, described = load(name, device=where, dtype=dtype, encoder=encoder, llm=llm)
@@ -315,8 +315,8 @@ def evaluate(
                 )
                 if folder is None:
                     continue
-                labels.append(slug("-".join((called[name], test.data.name, one))))
-                label = different(labels)[-1]
+                shown_as.append("-".join((called[name], test.data.name, one)))
+                label = labels(shown_as)[-1]
                 save_grid(found.shown, folder / f"{label}.jpg", f"{one}, {model.how}")
                 sheet = save_sheet(found.shown, folder / f"{label}-sheet.png")
                 row = {"checkpoint": called[name], "design": plan.plain(), "frozen": described["frozen"]}

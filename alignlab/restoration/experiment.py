@@ -17,7 +17,7 @@ from torch import Tensor
 from alignlab import trained
 from alignlab.data import ImageTextDataset, load_dataset, resize, to_tensor
 from alignlab.data.degradations import Task
-from alignlab.files import slug, whole, write_tensors
+from alignlab.files import labels, whole, write_tensors
 from alignlab.pretrain.pool import held_out
 from alignlab.provenance import environment, laboratory, shown
 from alignlab.restoration import fit
@@ -166,7 +166,7 @@ def run(
         },
         "evaluations": [],
     }
-    names = different([slug(test.data.name) for test in tests])
+    names = labels([test.data.name for test in tests])
     for test, name in zip(tests, names, strict=True):
         for task in plan.tasks:
             plain, found = evaluate_on(model, test, task, among=among)
@@ -203,11 +203,6 @@ def _keep_coordinates(model: Restorer, out: Path, among: Processes) -> None:
     if among.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         write_tensors(out / COORDINATES, state)
-
-
-def different(names: list[str]) -> list[str]:
-    """Names with a number behind all but the first of a kind."""
-    return [name if (again := names[:i].count(name)) == 0 else f"{name}-{again + 1}" for i, name in enumerate(names)]
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:

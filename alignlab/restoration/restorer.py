@@ -69,7 +69,7 @@ class Restorer(nn.Module):
         """The losses of making `high` of `low`, both tokens of the encoder `[B, T, D]`."""
         raise NotImplementedError
 
-    def write(self, low: Tensor, task: str, **options: Any) -> Tensor:
+    def write(self, low: Tensor, task: str, *args: Any, **options: Any) -> Tensor:
         """Tokens `[B, T, D]` of what `low` should have been."""
         raise NotImplementedError
 

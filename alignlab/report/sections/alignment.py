@@ -104,7 +104,7 @@ def _told_apart(one: Pair, found: Sequence[Pair]) -> Pair:
     for key in differ:
         part = {"pool": "encoder", "llm_pool": "llm"}.get(key, "metric")
         labels[part] += f", {one.how[key]}" if part != "metric" else f", {key}={one.how[key]}"
-    return replace(one, **labels)
+    return replace(one, encoder=labels["encoder"], llm=labels["llm"], metric=labels["metric"])
 
 
 def section(sources: Sequence[Source]) -> Section | None:
