@@ -77,7 +77,7 @@ def steps(
         longest = ["--longest"] if name == "table2" else []
         found.append(Step(name, ("reproduce", name, *longest, *options), table=True))
     if embedded:
-        adapters: tuple[str, ...] = SHIPPED
+        adapters: tuple[str, ...] = SHIPPED[:2]
         needs: tuple[Path, ...] = ()
     else:
         rows = {row.name: row for row in targets.target("table2", lab, n=n, seed=seed).rows}
