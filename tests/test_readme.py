@@ -435,6 +435,9 @@ def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_fi
     (one,) = photos["results"]
     assert (one["checkpoint"], one["data"]["name"], one["n"]) == ("denoise-mae-smollm2", "photos", 200)
     assert f"{one['restored']['psnr']['mean']:.2f} dB from {one['degraded']['psnr']['mean']:.2f}" in words
+    (longer,) = json.loads((ROOT / "reports" / "results" / "denoise-photos-30000" / "result.json").read_text())["results"]
+    assert (longer["checkpoint"], longer["n"]) == ("denoise-mae-smollm2-30000", 200)
+    assert f"after 30,000 scenes {longer['restored']['psnr']['mean']:.2f} dB" in words
     of_scenes, of_photos = both["evaluations"]
     assert (of_scenes["data"]["name"], of_photos["data"]["name"], of_photos["n"]) == ("scenes", "photos", 200)
     assert of_photos["degraded"] == one["degraded"]  # the same pictures, spoilt alike
