@@ -369,7 +369,7 @@ def test_the_sentences_about_restoration_are_those_of_the_result_files():
         f"would come to {psnr(bare, 'told'):.2f}"
     )
     assert told in " ".join(README.split())
-    experts = {row["name"]: row["evaluations"][0] for row in table3["rows"]}
+    experts = {row["name"]: row["evaluations"][0] for row in table3["rows"] if row["status"] == "done"}
     best = {how: psnr(experts[f"denoise/{how}"], "restored") for how in ("linear", "mlp", "transformer", "lm4lv")}
     assert min(best, key=best.__getitem__) == "lm4lv"
     assert psnr(experts["rotate/transformer"], "restored") > psnr(experts["rotate/lm4lv"], "restored") + 5
@@ -409,7 +409,8 @@ def test_the_sentences_about_what_is_begun_are_those_of_the_result_files():
         f"comes to {psnr(mae):.2f} dB, where encoder and decoder alone come to {psnr(mae, 'alone'):.2f}: carrying the tokens over "
         f"costs {-psnr(mae, 'gain'):.2f} dB",
         f"The VQGAN's tokens cost {-psnr(vqgan, 'gain'):.2f} dB",
-        f"would come to {psnr(denoise, 'told'):.2f} dB in place of {psnr(denoise):.2f} (30,000 images), in `repeat` to {psnr(mae, 'told'):.2f}.",
+        f"would come to {psnr(denoise, 'told'):.2f} dB in place of {psnr(denoise):.2f} (30,000 images), "
+        f"in `repeat` to {psnr(mae, 'told'):.2f}.",
         f"denoising ends {psnr(denoise, 'lift'):.2f} dB above its input after 30,000 images",
         f"and {psnr(denoise, 'gain'):.2f} dB above encoder and decoder alone",
         f"it is {longer[500]} after 500 of them, {longer[3000]} after 3,000 and {longer[3749]} at the end",
@@ -435,7 +436,9 @@ def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_fi
     (one,) = photos["results"]
     assert (one["checkpoint"], one["data"]["name"], one["n"]) == ("denoise-mae-smollm2", "photos", 200)
     assert f"{one['restored']['psnr']['mean']:.2f} dB from {one['degraded']['psnr']['mean']:.2f}" in words
-    (longer,) = json.loads((ROOT / "reports" / "results" / "denoise-photos-30000" / "result.json").read_text())["results"]
+    (longer,) = json.loads((ROOT / "reports" / "results" / "denoise-photos-30000" / "result.json").read_text())[
+        "results"
+    ]
     assert (longer["checkpoint"], longer["n"]) == ("denoise-mae-smollm2-30000", 200)
     assert f"after 30,000 scenes {longer['restored']['psnr']['mean']:.2f} dB" in words
     of_scenes, of_photos = both["evaluations"]
