@@ -151,14 +151,14 @@ def test_simulate_needs_sizes():
 # --- coordinates ---
 
 
-def test_unwhitened_is_the_fold_of_the_whitening():
+def test_unwhitened_is_what_adapters_between_whitening_and_back_do():
     into, out = layers()
     fitted = Whitened(Encoder(), *whitening().values())
     found = unwhitened(product(into.weight, out.weight, into.bias, out.bias), *fitted.state().values())
-    folded_in, folded_out = fitted.fold(into, out)
-    again = product(folded_in.weight, folded_out.weight, folded_in.bias, folded_out.bias)
-    torch.testing.assert_close(found.matrix, again.matrix, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.bias, again.bias, atol=1e-4, rtol=1e-4)
+    tokens = gaussian(7, D).float()  # [7, D], the encoder's own
+    with torch.no_grad():
+        through = fitted.back(out(into(fitted.forth(tokens))))
+    torch.testing.assert_close((tokens.double() @ found.matrix.T + found.bias).float(), through, atol=1e-4, rtol=1e-4)
 
 
 def test_the_best_alpha_is_the_same_in_both_coordinates_and_alpha_i_stays():

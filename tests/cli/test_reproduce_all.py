@@ -67,8 +67,9 @@ def test_the_plan_keeps_what_is_committed(tmp_path):
     committed: dict[str, set[str]] = {}
     for name in targets.TARGETS:
         for row in json.loads((RESULTS / name / "result.json").read_text())["rows"]:
-            committed.setdefault(row["run"], set()).add(row["status"])
-    assert committed.keys() < found.keys()  # table4's too
+            if name != "table2" or row["status"] != "done" or row["images"] <= 4000:
+                committed.setdefault(row["run"], set()).add(row["status"])
+    assert committed.keys() < found.keys()  # table4's too; the longer runs of Table 2 are nobody's plan
     for name, states in committed.items():
         assert found[name]["state"] == ("kept" if states == {"done"} else "to do"), name
         assert (found[name]["hours_left"] == 0) == (states == {"done"})
@@ -152,6 +153,8 @@ def test_what_is_committed_counts_as_made():
         "components-vqgan",
         "denoise-both",
         "denoise-photos",
+        "denoise-photos-30000",
+        "components-30000",
         "induction-random",
         "paper-plan",
     }

@@ -446,7 +446,7 @@ def test_what_is_not_there_is_neither_counted_nor_claimed(tmp_path):
             found.pop("lift")
 
     told, gaps = _answer(tmp_path, "table2", no_lift)
-    assert "2 of 7 tasks clearly above encoder and decoder alone (pepper and mask)" in told
+    assert "3 of 7 tasks clearly above encoder and decoder alone (denoise, pepper and mask)" in told
     assert "degraded input" not in told
     assert gaps == [f"table2: rows[{i}].evaluations[0].lift is missing" for i in (0, 1, 2, 3, 4, 7)]
 
@@ -455,7 +455,7 @@ def test_what_is_not_there_is_neither_counted_nor_claimed(tmp_path):
 
     told, gaps = _answer(tmp_path, "table2", one_gain)
     assert "3 of 5 tasks clearly above the degraded input" in told
-    assert "1 of 6 tasks clearly above encoder and decoder alone (mask)" in told
+    assert "2 of 6 tasks clearly above encoder and decoder alone (denoise and mask)" in told
     assert gaps == ["table2: rows[3].evaluations[0].gain.psnr.ci95 is [nan, 1.0], not an interval"]
 
     def no_apart(value):
