@@ -373,6 +373,10 @@ def test_the_sentences_about_restoration_are_those_of_the_result_files():
     best = {how: psnr(experts[f"denoise/{how}"], "restored") for how in ("linear", "mlp", "transformer", "lm4lv")}
     assert min(best, key=best.__getitem__) == "lm4lv"
     assert psnr(experts["rotate/transformer"], "restored") > psnr(experts["rotate/lm4lv"], "restored") + 5
+    turned = [psnr(experts[f"rotate/transformer{end}"], "restored") for end in ("", "/mae")]
+    spared = best["transformer"] - psnr(experts["denoise/transformer/mae"], "restored")
+    assert f"to {turned[0]:.2f} dB with the position code, to {turned[1]:.2f} without it" in words
+    assert f"which costs it {spared:.2f} dB in denoising" in words
 
 
 def test_the_sentences_about_what_is_begun_are_those_of_the_result_files():
