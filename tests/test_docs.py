@@ -32,6 +32,7 @@ SMALL = {
     "probe linear": "--n 40 --nulls 2 --controls 1",
     "probe induction": "--n 2 --length 8 --images 2 --draws 1",
     "analyse compute": "--no-measured",
+    "analyse components": "--n 8",
     # Hours of training: that the command is one, and what it would do.
     "reproduce": "--dry-run",
 }
