@@ -373,6 +373,30 @@ def test_the_sentences_about_restoration_are_those_of_the_result_files():
     best = {how: psnr(experts[f"denoise/{how}"], "restored") for how in ("linear", "mlp", "transformer", "lm4lv")}
     assert min(best, key=best.__getitem__) == "lm4lv"
     assert psnr(experts["rotate/transformer"], "restored") > psnr(experts["rotate/lm4lv"], "restored") + 5
+    longer = {row["name"].partition("/")[2]: row["evaluations"][0] for row in _rows("table3-30000")}
+    last = {how: psnr(one, "restored") for how, one in longer.items()}
+    assert {row["images"] for row in _rows("table3-30000")} == {30_000}
+    docs = " ".join((ROOT / "docs" / "restoration.md").read_text().split())
+    linear, mlp, transformer, own = (last[how] - best[how] for how in ("linear", "mlp", "transformer", "lm4lv"))
+    for told, where in (
+        (f"linear layer comes to {last['linear']:.2f} dB, the MLP to {last['mlp']:.2f}", words),
+        (f"the Transformer to {last['transformer']:.2f}: ", words),
+        (", ".join(f"{last[how] - last['lm4lv']:.2f}" for how in ("linear", "mlp")), words),
+        (f" and {last['transformer'] - last['lm4lv']:.2f} above LM4LV, where it was ", words),
+        (", ".join(f"{best[how] - best['lm4lv']:.2f}" for how in ("linear", "mlp")), words),
+        (f" and {best['transformer'] - best['lm4lv']:.2f}. What", words),
+        (f"LM4LV's, {own:.2f} dB of them, the MLP's and the Transformer's {mlp:.2f} each, the linear", words),
+        (f"linear layer's {linear:.2f}.", words),
+        (
+            f"it gains {own:.2f} dB, the experts of Table 3 {linear:.2f} (linear), {mlp:.2f} (MLP) and {transformer:.2f} (",
+            docs,
+        ),
+        (f"ends {psnr(longer['transformer'], 'lift'):.2f} dB above its input", docs),
+        (f"and {psnr(longer['transformer'], 'gain'):.2f} above encoder and decoder alone", docs),
+    ):
+        assert told in where, told
+    assert f"{mlp:.2f}" == f"{transformer:.2f}"
+    assert all(one["gain"]["psnr"]["ci95"][1] < 3 for one in longer.values())
     turned = [psnr(experts[f"rotate/transformer{end}"], "restored") for end in ("", "/mae")]
     spared = best["transformer"] - psnr(experts["denoise/transformer/mae"], "restored")
     assert f"to {turned[0]:.2f} dB with the position code, to {turned[1]:.2f} without it" in words
