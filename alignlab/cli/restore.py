@@ -244,7 +244,9 @@ def evaluate(
         False, "--held-out", help="Each fifth item alone, as training leaves them out (always so for sets learnt from)."
     ),
     strength: list[str] = typer.Option(
-        [], help="Degradations of another strength, as sigma=60,60 for denoise or rate=0.2,0.2 for mask."
+        [],
+        help="Degradations of another strength, as sigma=60,60 for denoise or rate=0.2,0.2 for mask. Several of one name are "
+        "tried one after another, with pictures of the first.",
     ),
     mode: str = typer.Option(
         "forced", help="lm4lv: forced puts the opening marker there; free lets the model speak until it opens an image."
@@ -261,11 +263,13 @@ def evaluate(
     """Degrade, restore, compare: PSNR and SSIM of what was given, of encoder and decoder alone, and of the model.
 
     Example: alignlab restore eval --checkpoint runs/denoise --data my-photos/
+    Example: alignlab restore eval --checkpoint runs/denoise --strength sigma=75,75 --strength sigma=25,25
     """
     from alignlab import trained
     from alignlab.cli.common import check_writable, output_folder, pick_device, write_json
     from alignlab.files import labels, numbered
     from alignlab.provenance import environment, laboratory, shown, shown_model
+    from alignlab.restoration.card import task_of
     from alignlab.restoration.design import find, load, read, steps_of
     from alignlab.restoration.experiment import TEST_SEED, check_unseen, evaluate_on, open_test
     from alignlab.restoration.pictures import save_grid
@@ -301,13 +305,13 @@ def evaluate(
         parameters = _parameters(tasks, strength)
         for source in data:
             test = tests[name].pop(0)  # which keeps the pictures that were read
-            for one in tasks:
+            for one, degraded in ((task, how) for task in tasks for how in parameters[task]):
                 options = _mode_of(model.how, mode)
                 plain, found = evaluate_on(
                     model,
                     test,
                     one,
-                    parameters=parameters[one],
+                    parameters=degraded,
                     seed=TEST_SEED if seed is None else seed,
                     batch_size=batch_size,
                     among=among,
@@ -315,15 +319,16 @@ def evaluate(
                 )
                 if folder is None:
                     continue
-                shown_as.append("-".join((called[name], test.data.name, one)))
-                label = labels(shown_as)[-1]
-                save_grid(found.shown, folder / f"{label}.jpg", f"{one}, {model.how}")
-                sheet = save_sheet(found.shown, folder / f"{label}-sheet.png")
                 row = {"checkpoint": called[name], "design": plan.plain(), "frozen": described["frozen"]}
                 row |= {"trained": trained.checkpoint(find(name)), "steps": steps_of(described)}
                 learnt = [one["name"] for one in described["about"].get("data", [])]
                 row["laboratory"] = laboratory([plan.encoder], plan.llm if plan.reads_llm else None, *learnt, source)
-                results.append({**row, "picture": f"{label}.jpg", "sheet": sheet, **plain})
+                if degraded is parameters[one][0]:
+                    shown_as.append("-".join((called[name], test.data.name, one)))
+                    label = labels(shown_as)[-1]
+                    save_grid(found.shown, folder / f"{label}.jpg", f"{task_of(plain)}, {model.how}")
+                    row |= {"picture": f"{label}.jpg", "sheet": save_sheet(found.shown, folder / f"{label}-sheet.png")}
+                results.append({**row, **plain})
     if folder is None:
         return
     labs = {row["laboratory"] for row in results}
@@ -471,11 +476,12 @@ def _check_mode(mode: str) -> None:
         raise ValueError(f"--mode must be {' or '.join(MODES)}, got {mode!r}")
 
 
-def _parameters(tasks: list[str], strength: list[str]) -> dict[str, Task | None]:
-    """Each task's degradation with those of the fields given, "name=value" or "name=low,high" each, that it has; None where
-    it has none of them.
+def _parameters(tasks: list[str], strength: list[str]) -> dict[str, list[Task | None]]:
+    """Each task's degradations with those of the fields given, "name=value" or "name=low,high" each, that it has: one for each
+    combination of a name's values; None where it has none of them.
     """
     import ast
+    import itertools
     from dataclasses import fields, replace
 
     from alignlab.data.degradations import NAMES, TASKS
@@ -485,23 +491,27 @@ def _parameters(tasks: list[str], strength: list[str]) -> dict[str, Task | None]
             raise ValueError(f"--task must be one of {', '.join(NAMES)}, got {task!r}")
     # Every task is a dataclass.
     known = {task: [field.name for field in fields(TASKS[task])] for task in tasks}  # type: ignore[arg-type]
-    given: dict[str, Any] = {}
+    given: dict[str, list[Any]] = {}
     for one in strength:
         name, _, value = one.partition("=")
-        if name in given:
-            raise ValueError(f"--strength {one}: {name} is given twice")
         if not any(name in names for names in known.values()):
             takes = "; ".join(f"{task} takes {', '.join(names) or 'nothing'}" for task, names in known.items())
             raise ValueError(f"--strength {one}: {takes}")
         try:
-            given[name] = ast.literal_eval(value)
+            read = ast.literal_eval(value)
         except (SyntaxError, ValueError) as error:
             raise ValueError(f"--strength must be NAME=NUMBER or NAME=LOW,HIGH, got {one!r}") from error
-    changed: dict[str, Task | None] = {}
+        if read in given.setdefault(name, []):
+            raise ValueError(f"--strength {one} is given twice")
+        given[name].append(read)
+    changed: dict[str, list[Task | None]] = {}
     for task, names in known.items():
-        ours = {name: value for name, value in given.items() if name in names}
+        ours = [name for name in given if name in names]
         try:
-            changed[task] = replace(TASKS[task], **ours) if ours else None  # type: ignore[type-var]
+            changed[task] = [
+                replace(TASKS[task], **dict(zip(ours, values, strict=True))) if ours else None  # type: ignore[type-var]
+                for values in itertools.product(*(given[name] for name in ours))
+            ]
         except ValueError as error:
             raise ValueError(f"--strength of {task}: {error}") from error
     return changed
@@ -518,7 +528,7 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str, laboratory: s
     from rich.table import Table
 
     from alignlab.cli.common import console
-    from alignlab.restoration.card import gain_of, pair_of
+    from alignlab.restoration.card import gain_of, pair_of, task_of
 
     # Files that were written before it was recorded hold held-out images alone.
     unsure = list(dict.fromkeys(one["data"]["name"] for one in evaluations if not one.get("held_out", True)))
@@ -546,7 +556,7 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str, laboratory: s
         cells = [pair_of(one[column]) for column in ("degraded", "alone", "restored")]
         table.add_row(
             *(escape(one[key]) for key in first),
-            one["task"],
+            task_of(one),
             escape(one["data"]["name"]),
             f"{one['n']}",
             *cells,
@@ -565,12 +575,12 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str, laboratory: s
         if one["told"]:
             by = f"{one['checkpoint']}, " if "checkpoint" in one else ""
             typer.echo(
-                f"{by}{one['task']} on {one['data']['name']}: {pair_of(one['told'])} where it reads the true answer so "
+                f"{by}{task_of(one)} on {one['data']['name']}: {pair_of(one['told'])} where it reads the true answer so "
                 "far in place of its own"
             )
         if one["unwritten"]:
             typer.echo(
-                f"note: {one['unwritten']} of {one['n']} answers ({one['task']} on {one['data']['name']}) never opened an "
+                f"note: {one['unwritten']} of {one['n']} answers ({task_of(one)} on {one['data']['name']}) never opened an "
                 "image; what stands for them says nothing, and the figures of this line say little"
             )
 

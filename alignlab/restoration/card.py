@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,33 @@ def _text(result: dict[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
+def task_of(one: Mapping[str, Any]) -> str:
+    """The task of an evaluation, with the strength of its degradations where that is not what is trained on.
+
+    >>> task_of({"task": "denoise", "strength": {"sigma": [75, 75]}}), task_of({"task": "flip", "strength": None})
+    ('denoise (sigma 75)', 'flip')
+    """
+    from alignlab.data.degradations import TASKS
+
+    usual = asdict(TASKS[one["task"]]) if one["task"] in TASKS else {}  # type: ignore[call-overload]
+    given = {name: _span(name, value) for name, value in (one.get("strength") or {}).items()}
+    words = [f"{name} {told}" for name, told in given.items() if name not in usual or told != _span(name, usual[name])]
+    return one["task"] + (f" ({', '.join(words)})" if words else "")
+
+
+def _span(name: str, value: Any) -> str:
+    """A number, a range, or the values that are drawn from.
+
+    >>> _span("grey", 90), _span("rate", [0.2, 0.2]), _span("sigma", (10, 50)), _span("windows", (5, 9))
+    ('90', '0.2', '10 to 50', '5, 9')
+    """
+    if not isinstance(value, list | tuple):
+        return f"{value}"
+    if name == "windows" or len(value) != 2:
+        return ", ".join(map(str, value))
+    return f"{value[0]}" if value[0] == value[1] else f"{value[0]} to {value[1]}"
+
+
 def pair_of(figures: dict[str, Any], digits: int = 3) -> str:
     """PSNR and SSIM in one cell, with how many images' PSNR is infinite where that is not all.
 
@@ -100,8 +129,6 @@ def gain_of(one: dict[str, Any]) -> str:
 
 def command(result: dict[str, Any]) -> str:
     """The command that makes the adapters anew: whatever differs from what it would do by itself."""
-    from dataclasses import asdict
-
     from alignlab.restoration.fit import RECIPE
 
     usual, design, recipe = asdict(Design()), result["design"], result["recipe"]

@@ -321,7 +321,7 @@ def test_eval_says_what_is_not_known_to_be_unseen(trained, photos, tmp_path, cap
     [
         (["--task", "blur"], "--task must be one of"),
         (["--task", "flip"], "has learnt denoise, rotate"),
-        (["--strength", "sigma=60,60", "--strength", "sigma=9,9"], "--strength sigma=9,9: sigma is given twice"),
+        (["--strength", "sigma=9,9", "--strength", "sigma=9, 9"], "--strength sigma=9, 9 is given twice"),
         (["--strength", "grain=1"], "--strength grain=1: denoise takes sigma; rotate takes turns"),
         (["--task", "denoise", "--strength", "sigma"], "--strength must be NAME=NUMBER"),
         (["--task", "denoise", "--strength", "sigma=9"], "--strength of denoise: sigma must be two numbers"),

@@ -300,15 +300,21 @@ def _runs(source: Source, made: Section, told: list[str]) -> None:
         reads = design["how"].value in ("lm4lv", "vit-llm")
         label = design["encoder"].text() + (f" / {design['llm'].text()}" if reads else "")
         name = source.name if train else found["checkpoint"].text()
-        task, data = found["task"].text(), found["data"]["name"].text()
+        task, data = _asked(found), found["data"]["name"].text()
         rows.append(
             [Cell(name), Cell(f"{design['how'].text()} of {label}"), Cell(f"{task} on {data}"), *_figures(found)]
         )
-        if (data != "scenes" or not tabled) and (restored := found["restored"]["psnr"]["mean"].number(optional=True)):
+        # Of several strengths the first has pictures, and is told of.
+        first = "sheet" in found or "picture" in found or not found.part("strength").value
+        if (
+            first
+            and (data != "scenes" or not tabled)
+            and (restored := found["restored"]["psnr"]["mean"].number(optional=True))
+        ):
             told.append(f"{task} on {data} comes to {number(restored, 1)} dB with {name}{_against(found)}")
         if "sheet" in found:
             galleries += _slides(found["sheet"], source, f"{name}, {task} on {data}")
-        else:
+        elif first:
             galleries += _pictures(
                 Node([found["picture"].value], source.gaps, "picture"), source, f"{name}, {task} on {data}"
             )
@@ -323,6 +329,17 @@ def _runs(source: Source, made: Section, told: list[str]) -> None:
             )
         )
     made.blocks += galleries
+
+
+def _asked(found: Node) -> str:
+    """The task, and how strongly was spoilt where that is not as in training."""
+    task, strength = found["task"].text(), found.part("strength")
+    if not isinstance(strength.value, dict):
+        strength.number(optional=True)  # whatever else stands there is a gap
+        return task
+    from alignlab.restoration.card import task_of
+
+    return task_of({"task": task, "strength": strength.value})
 
 
 # --- pictures ---
