@@ -156,6 +156,7 @@ def test_what_is_committed_counts_as_made():
         "denoise-photos-30000",
         "components-30000",
         "table3-30000",
+        "denoise-strengths",
         "induction-random",
         "paper-plan",
     }
