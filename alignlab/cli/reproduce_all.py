@@ -47,7 +47,7 @@ def steps(
     """All commands, in the order in which each finds what it needs."""
     from alignlab import paper
     from alignlab.restoration import reproduction, targets
-    from alignlab.restoration.design import SHIPPED
+    from alignlab.restoration.design import COMPARED
 
     embedded = lab.name == "embedded"
     encoders = ["mae", "beit", "vqgan"] if embedded else [paper.MODELS[name] for name in ("mae", "beit", "vqgan")]
@@ -77,7 +77,7 @@ def steps(
         longest = ["--longest"] if name == "table2" else []
         found.append(Step(name, ("reproduce", name, *longest, *options), table=True))
     if embedded:
-        adapters: tuple[str, ...] = SHIPPED[:2]
+        adapters: tuple[str, ...] = COMPARED
         needs: tuple[Path, ...] = ()
     else:
         rows = {row.name: row for row in targets.target("table2", lab, n=n, seed=seed).rows}

@@ -71,30 +71,21 @@ def _text(result: dict[str, Any], folder: Path) -> str:
 
 
 def task_of(one: Mapping[str, Any]) -> str:
-    """The task of an evaluation, with the strength of its degradations where that is not what is trained on.
+    """The task of an evaluation, with what differs from the strength that is trained on, as `--strength` takes it.
 
     >>> task_of({"task": "denoise", "strength": {"sigma": [75, 75]}}), task_of({"task": "flip", "strength": None})
-    ('denoise (sigma 75)', 'flip')
+    ('denoise (sigma=75,75)', 'flip')
     """
     from alignlab.data.degradations import TASKS
 
-    usual = asdict(TASKS[one["task"]]) if one["task"] in TASKS else {}  # type: ignore[call-overload]
-    given = {name: _span(name, value) for name, value in (one.get("strength") or {}).items()}
-    words = [f"{name} {told}" for name, told in given.items() if name not in usual or told != _span(name, usual[name])]
-    return one["task"] + (f" ({', '.join(words)})" if words else "")
+    def words(degradation: Mapping[str, Any]) -> list[str]:
+        return [
+            f"{name}={','.join(map(str, x)) if isinstance(x, list | tuple) else x}" for name, x in degradation.items()
+        ]
 
-
-def _span(name: str, value: Any) -> str:
-    """A number, a range, or the values that are drawn from.
-
-    >>> _span("grey", 90), _span("rate", [0.2, 0.2]), _span("sigma", (10, 50)), _span("windows", (5, 9))
-    ('90', '0.2', '10 to 50', '5, 9')
-    """
-    if not isinstance(value, list | tuple):
-        return f"{value}"
-    if name == "windows" or len(value) != 2:
-        return ", ".join(map(str, value))
-    return f"{value[0]}" if value[0] == value[1] else f"{value[0]} to {value[1]}"
+    usual = words(asdict(TASKS[one["task"]])) if one["task"] in TASKS else []  # type: ignore[call-overload]
+    told = [word for word in words(one.get("strength") or {}) if word not in usual]
+    return one["task"] + (f" ({' '.join(told)})" if told else "")
 
 
 def pair_of(figures: dict[str, Any], digits: int = 3) -> str:

@@ -29,8 +29,8 @@ from alignlab.restoration.restorer import Restorer
 COMMAND = "restore train"
 HOWS = ("lm4lv", "vit-llm", "linear", "mlp", "transformer")
 FEATURES = ("whitened", "raw")
-# Adapters that come with alignlab: two of one budget, which analyses compare, and the best.
-SHIPPED = ("denoise-mae-smollm2", "rotate-mae-smollm2", "denoise-mae-smollm2-30000")
+COMPARED = ("denoise-mae-smollm2", "rotate-mae-smollm2")  # adapters of one budget, which analyses set side by side
+SHIPPED = (*COMPARED, "denoise-mae-smollm2-30000")  # adapters that come with alignlab
 # Half of the way to equal variances: with all of the way, directions that are mostly noise weigh as much as any.
 POWER, FLOOR = 0.25, 0.002
 SAMPLE = 256  # pictures whose tokens say how the adapters begin

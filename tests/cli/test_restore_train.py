@@ -269,7 +269,7 @@ def test_eval_with_other_strengths_in_free_mode(trained, photos, tmp_path, capsy
     assert (first["checkpoint"], second["checkpoint"]) == ("tiny", "tiny-2")
     assert first["picture"] != second["picture"]
     shown = capsys.readouterr().out
-    assert "tiny-2, denoise (sigma 80) on photos: " in shown
+    assert "tiny-2, denoise (sigma=80,80) on photos: " in shown
     assert "where it reads the true answer so far" in shown
 
 
@@ -284,14 +284,14 @@ def test_eval_of_several_strengths(trained, photos, tmp_path, capsys):
     assert asked == [("denoise", [90, 90], True), ("denoise", [0, 20], False), ("rotate", None, True)]
     strong, weak = (one["degraded"]["psnr"]["mean"] for one in results[:2])
     assert strong < weak - 5
-    assert "denoise (sigma 90)" in told
-    assert "denoise (sigma 0 to 20)" in told
+    assert "denoise (sigma=90,90)" in told
+    assert "denoise (sigma=0,20)" in told
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".jpg", ".png"}
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 2
     assert run(["report", str(tmp_path / "out"), "-o", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
-    assert "denoise (sigma 90) on photos" in page
-    assert "denoise (sigma 0 to 20) on photos" in page
+    assert "denoise (sigma=90,90) on photos" in page
+    assert "denoise (sigma=0,20) on photos" in page
     assert "missing" not in capsys.readouterr().err
 
 

@@ -636,7 +636,7 @@ def test_whatever_is_wrong_in_a_file_the_page_is_whole_or_refused(tmp_path, name
         [None],
         {"mean": "a"},
     ]
-    for _ in range(25):
+    for _ in range(40):
         broken = copy.deepcopy(value)
         for place in dice.sample(places, dice.randint(1, 4)):
             inner = broken
