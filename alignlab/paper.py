@@ -114,6 +114,7 @@ SAYS = {
     "divided into patches",
     "fig7": "a randomly initialised LLM gives messy outputs: it fails to generate meaningful images",
     "depth": "nothing of this: its language models are whole",
+    "choices": "its rate is 3e-4, its features are as they are, and how its layers begin it does not say; it tries no others",
     "table2": "on all restoration tasks LM4LV is above MAE-r; on spatial tasks it comes close to MAE-r, which is the upper "
     "bound there",
     "table3": "LM4LV surpasses the MLP but falls behind the Transformer in denoising; both fail to rotate, the LLM handles "

@@ -363,6 +363,10 @@ def test_the_sentences_about_restoration_are_those_of_the_result_files():
         "pepper",
         "mask",
     }
+    sharp = {name for name, one in found.items() if one["gain"] and one["gain"]["ssim"]["ci95"][0] > 0}
+    assert sharp == {"denoise", "pepper"}  # and not mask
+    of_masks = [found["mask"][key]["ssim"]["mean"] for key in ("alone", "restored")]
+    assert f"for masks in PSNR alone, as SSIM falls from {of_masks[0]:.2f} to {of_masks[1]:.2f}" in words
     (bare,) = next(row for row in table2["rows"] if row["name"] == "denoise/mae")["evaluations"]
     told = (
         f"{bare['misaligned']} of {bare['n']} outputs are misaligned, and it comes to {psnr(bare, 'restored'):.2f} dB where it "
@@ -451,7 +455,7 @@ def test_the_sentences_about_what_is_begun_are_those_of_the_result_files():
         f"comes to {psnr(mae):.2f} dB before `mae+position`, where encoder and decoder alone come to {psnr(mae, 'alone'):.2f},",
         f"to {psnr(beit):.2f} before `beit+position`, alone {psnr(beit, 'alone'):.2f},",
         f"and to {psnr(vqgan):.2f} before `vqgan+position`, alone {psnr(vqgan, 'alone'):.2f}: all three repeat",
-        f"LM4LV paints the mean picture, {psnr(turned[0]):.2f} dB,",
+        f"at best with the wall on the right side, {psnr(turned[0]):.2f} dB,",
         f"fields of colour, {psnr(turned[1]):.2f}, little below the {psnr(turned[1], 'alone'):.2f} of its decoder alone",
         f"where the objects belong, {psnr(turned[2]):.2f}, {-psnr(turned[2], 'gain'):.2f} below its decoder alone",
         f"first 12 of 30 blocks ends at {psnr(first):.2f} dB, {psnr(whole) - psnr(first):.2f} below all 30.",
@@ -501,6 +505,22 @@ def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_fi
     assert (longer["checkpoint"], longer["n"]) == ("denoise-mae-smollm2-30000", 200)
     assert f"after 30,000 scenes {longer['restored']['psnr']['mean']:.2f} dB" in words
     of_scenes, of_photos = both["evaluations"]
+    docs = " ".join((ROOT / "docs" / "restoration.md").read_text().split())
+    (early, early_told), (late, late_told), (mixed, mixed_told) = (
+        [x[key]["psnr"]["mean"] for key in ("restored", "told")] for x in (one, longer, of_photos)
+    )
+    alone = one["alone"]["psnr"]["mean"]
+    for told, where in (
+        (
+            f"comes to {early:.2f} dB on 200 held-out photographs, to {early_told:.2f} reading the true answer so far",
+            docs,
+        ),
+        (f"after 30,000 to {late:.2f} and {late_told:.2f}; trained on 4,000 images", docs),
+        (f"to {mixed:.2f} and {mixed_told:.2f}, from {one['degraded']['psnr']['mean']:.2f} that were given", docs),
+        (f"and {alone:.2f} of encoder and decoder alone", docs),
+        (f"where encoder and decoder alone come to {alone:.2f}", words),
+    ):
+        assert told in where, told
     assert (of_scenes["data"]["name"], of_photos["data"]["name"], of_photos["n"]) == ("scenes", "photos", 200)
     assert of_photos["degraded"] == one["degraded"]  # the same pictures, spoilt alike
     mean = {name: x["restored"]["psnr"]["mean"] for name, x in (("scenes", of_scenes), ("photos", of_photos))}

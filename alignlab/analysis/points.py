@@ -195,7 +195,7 @@ def _restorations(result: dict[str, Any], folder: str, column: str, left_out: li
         if not each:
             left_out.append(f"{folder}: it was not measured (--n 0)")
     elif schema == EVAL:
-        each = [(row["checkpoint"], row, row, None) for row in result["results"]]
+        each = [(row["checkpoint"], row, row, row.get("steps", {}).get("images")) for row in result["results"]]
     else:
         done = [row for row in result["rows"] if row["status"] == "done"]
         left_out += [f"{folder}, {row['name']}: {row['status']}" for row in result["rows"] if row["status"] != "done"]
@@ -252,7 +252,7 @@ def _once(found: list[Restoration]) -> list[Restoration]:
     kept: dict[tuple[Any, ...], Restoration] = {}
     for one in found:
         known = kept.setdefault(identity(one), one)
-        if known.images is None and one.images is not None:  # an evaluation does not say how long was trained
+        if known.images is None and one.images is not None:  # an older evaluation does not say how long was trained
             kept[identity(one)] = one
     return list(kept.values())
 
@@ -309,8 +309,8 @@ def gather(
         )
     if None in budgets and not any_budget:
         raise ValueError(
-            "`restore eval` does not say how many images a restorer learnt from; give the results of `restore train` or "
-            "`reproduce`, or --any-budget"
+            "a result of `restore eval` does not say how many images a restorer learnt from; measure again, give the results of "
+            "`restore train` or `reproduce`, or --any-budget"
         )
     scored = list(scores)
     about = alignment_data or _only("set that alignment was measured on", "--alignment-data", {s.data for s in scored})

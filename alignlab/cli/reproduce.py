@@ -21,7 +21,9 @@ ALL = "all"
 
 
 def reproduce(
-    target: str = typer.Argument(..., help="table2, table3, table4, table7, fig4, fig5, fig6, fig7, depth, or all."),
+    target: str = typer.Argument(
+        ..., help="table2, table3, table4, table7, fig4, fig5, fig6, fig7, depth, choices, or all."
+    ),
     lab: str = typer.Option(
         "embedded", help="embedded: small models that come along, on scenes; paper: the paper's (a GPU, the hub)."
     ),
@@ -29,7 +31,9 @@ def reproduce(
     images: int | None = typer.Option(
         None, help="Images that every run of the comparison learns from (default: the laboratory's recipe)."
     ),
-    n: int = typer.Option(256, "--n", help="Held-out images to measure on."),
+    n: int | None = typer.Option(
+        None, "--n", help="Held-out images to measure on (default: the laboratory's; 256, or all of NoCaps)."
+    ),
     only: list[str] = typer.Option([], help="Only these rows, or those like 'rotate/*'; may be repeated."),
     longest: bool = typer.Option(
         False,
@@ -62,9 +66,9 @@ def reproduce(
 ) -> None:
     """Reproduce a table or figure of the LM4LV paper: train what is missing, reuse what is finished, compare.
 
-    A run that was stopped goes on, and one that several targets need is trained once. depth is not in the paper: denoising
-    through the first blocks of the language model. all makes every target, measurement, probe and analysis of the
-    laboratory, and a report of them.
+    A run that was stopped goes on, and one that several targets need is trained once. Two are not in the paper: depth is
+    denoising through the first blocks of the language model, choices with another rate, features or beginning. all makes
+    every target, measurement, probe and analysis of the laboratory, and a report of them.
 
     Example: alignlab reproduce table3 --lab embedded --dry-run
     """
@@ -74,6 +78,7 @@ def reproduce(
     from alignlab.training import processes
 
     laboratory = targets.open_lab(lab)
+    n = laboratory.n if n is None else n
     if accumulate is not None and accumulate < 1:
         raise ValueError(f"--accumulate must be 1 or more, got {accumulate}")
     if seed < 0:

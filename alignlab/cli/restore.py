@@ -148,6 +148,11 @@ def train(
     features: str = typer.Option(
         "whitened", help="Coordinates of the tokens: whitened (variances evened out), or raw as in the paper."
     ),
+    begin: str = typer.Option(
+        "fitted",
+        help="How the layers of lm4lv and vit-llm start: fitted to the tokens of training pictures, scaled (random, as large "
+        "as the language model's embeddings), or plain (as torch starts any).",
+    ),
     task_tokens: int = typer.Option(10, help="Learned tokens a task."),
     lora: int = typer.Option(0, help="Let the language model learn too, through updates of this rank (0: frozen)."),
     causal: bool = typer.Option(False, "--causal", help="vit-llm only: keep the causal mask."),
@@ -167,7 +172,9 @@ def train(
     accumulate: int = typer.Option(1, help="Parts that a batch is computed in, one after another."),
     lr: float | None = typer.Option(None, help="Peak rate (default: the recipe's)."),
     warmup: int | None = typer.Option(None, help="Steps of rising rate (default: the recipe's)."),
-    n: int = typer.Option(256, "--n", help="Held-out images to measure on in the end; 0 for none."),
+    n: int = typer.Option(
+        256, "--n", help="Held-out images to measure on in the end; 0 for none, nor sample pictures."
+    ),
     workers: int = typer.Option(0, help="Processes that read pictures."),
     seed: int = typer.Option(0),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -210,6 +217,7 @@ def train(
             lora=lora,
             causal=causal,
             rotary=rotary,
+            begin=begin,
             seed=seed,
         )
     except ValueError as error:  # its fields are called as the options are
@@ -528,7 +536,7 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str, laboratory: s
     from rich.table import Table
 
     from alignlab.cli.common import console
-    from alignlab.restoration.card import gain_of, pair_of, task_of
+    from alignlab.restoration.card import gain_of, pair_of, ssim_gain_of, task_of
 
     # Files that were written before it was recorded hold held-out images alone.
     unsure = list(dict.fromkeys(one["data"]["name"] for one in evaluations if not one.get("held_out", True)))
@@ -571,6 +579,10 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str, laboratory: s
         )
     for name, steps in {one["checkpoint"]: one["steps"] for one in evaluations if "steps" in one}.items():
         _say_unfinished(name, steps)
+    for one in evaluations:
+        if one["gain"]:
+            of = f"{one['checkpoint']}, " if first else ""
+            typer.echo(f"{of}{task_of(one)} on {one['data']['name']}: gain in SSIM {ssim_gain_of(one)}")
     for one in evaluations:
         if one["told"]:
             by = f"{one['checkpoint']}, " if "checkpoint" in one else ""

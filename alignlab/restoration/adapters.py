@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from alignlab.models.llm import LanguageModel
 
+BEGINNINGS = ("fitted", "scaled", "plain")  # how the layers may start, as `adapters` says
 SMALL = 0.01  # of the mean variance, added to each direction's before they are evened out
 QUIET = 0.1  # of the tokens' spread: what the layer out begins with, about its mean
 
@@ -64,15 +65,31 @@ def layer_in(sample: Tensor, llm: LanguageModel, generator: torch.Generator, wit
     return layer
 
 
+def plain(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer as `torch.nn.Linear` begins it: weights and bias uniform within 1 / sqrt(inputs)."""
+    layer, bound = nn.utils.skip_init(nn.Linear, inputs, outputs), inputs**-0.5
+    for values in (layer.weight.data, layer.bias.data):
+        values.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
 @torch.no_grad()
-def adapters(sample: Tensor, llm: LanguageModel, generator: torch.Generator) -> tuple[nn.Linear, nn.Linear]:
+def adapters(
+    sample: Tensor, llm: LanguageModel, generator: torch.Generator, begin: str = "fitted"
+) -> tuple[nn.Linear, nn.Linear]:
     """The layers in, `D -> D_llm`, and out, `D_llm -> D`, of LM4LV.
 
-    With tokens of several pictures, the layer in makes positions stand out (`within` of `layer_in`): the language model
-    copies by finding where a token like the last one stood before, and in a flat part of a picture only its position tells
-    a token from the next. What is written starts near the mean token.
+    "fitted", with tokens of several pictures: the layer in makes positions stand out (`within` of `layer_in`), as the
+    language model copies by finding where a token like the last one stood before, and in a flat part of a picture only its
+    position tells a token from the next. What is written starts near the mean token. "scaled", and of a single picture:
+    random, the tokens with the spread of the language model's embeddings. "plain": as torch begins any layer.
     """
-    width, into = sample.shape[-1], layer_in(sample, llm, generator, within=True)
+    width = sample.shape[-1]
+    if begin == "plain":
+        return plain(width, llm.width, generator), plain(llm.width, width, generator)
+    if begin == "scaled":
+        sample = sample.flatten(0, 1)[None]  # as one picture, which says how large tokens are and no more
+    into = layer_in(sample, llm, generator, within=True)
     if len(sample) == 1:
         return into, linear(llm.width, width, llm.width**-0.5, generator)
     tokens = sample.flatten(0, -2).float().cpu()  # [N T, D]

@@ -51,13 +51,13 @@ def _text(result: dict[str, Any], folder: Path) -> str:
         "PSNR (dB) / SSIM as BasicSR computes them; the gain is over encoder and decoder alone, image by image, with a 95% "
         "interval over images. Misaligned outputs fit the truth better when it is moved by a patch.",
         "",
-        "| task | data | images | degraded | encoder + decoder | restored | gain in PSNR | misaligned |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | data | images | degraded | encoder + decoder | restored | gain in PSNR | gain in SSIM | misaligned |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in result["evaluations"]:
         cells = [one["task"], one["data"]["name"], f"{one['n']}"]
         cells += [pair_of(one[column]) for column in ("degraded", "alone", "restored")]
-        cells += [gain_of(one), f"{one['misaligned']}"]
+        cells += [gain_of(one), ssim_gain_of(one), f"{one['misaligned']}"]
         lines.append(f"| {' | '.join(cells)} |")
     for one in result["evaluations"]:
         if one.get("told"):
@@ -111,11 +111,22 @@ def endless(one: dict[str, Any], other: str = "alone") -> str:
 
 
 def gain_of(one: dict[str, Any]) -> str:
-    """The mean gain with its interval, or what stands for one without a mean."""
-    if one["gain"] is None:
-        return endless(one)
-    psnr = one["gain"]["psnr"]
-    return f"{psnr['mean']:+.2f} ({psnr['ci95'][0]:+.2f} to {psnr['ci95'][1]:+.2f})"
+    """The mean gain in PSNR with its interval, or what stands for one without a mean."""
+    return endless(one) if one["gain"] is None else difference_of(one["gain"]["psnr"], 2)
+
+
+def ssim_gain_of(one: dict[str, Any]) -> str:
+    """The mean gain in SSIM with its interval; "–" where no image has one in PSNR, and neither is told."""
+    return "–" if one["gain"] is None else difference_of(one["gain"]["ssim"], 3)
+
+
+def difference_of(figures: dict[str, Any], digits: int) -> str:
+    """
+    >>> difference_of({"mean": 0.448, "ci95": [0.113, 0.770]}, 2)
+    '+0.45 (+0.11 to +0.77)'
+    """
+    low, high = figures["ci95"]
+    return f"{figures['mean']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
 def command(result: dict[str, Any]) -> str:
@@ -124,8 +135,8 @@ def command(result: dict[str, Any]) -> str:
 
     usual, design, recipe = asdict(Design()), result["design"], result["recipe"]
     words = ["alignlab restore train", *(f"--task {task}" for task in design["tasks"])]
-    for name in ("how", "encoder", "decoder", "llm", "features", "task_tokens", "lora"):
-        if design[name] != usual[name]:
+    for name in ("how", "encoder", "decoder", "llm", "features", "begin", "task_tokens", "lora"):
+        if design.get(name, usual[name]) != usual[name]:
             words.append(f"--{name.replace('_', '-')} {design[name]}")
     words += [f"--{name}" for name in ("causal", "rotary") if design[name]]
     words += [f"--data {one['name']}" for one in result["data"]]
@@ -139,8 +150,7 @@ def command(result: dict[str, Any]) -> str:
     ):
         if recipe[name] != ours[name]:
             words.append(f"--{option} {recipe[name]}")
-    if recipe["dtype"] != "bfloat16":
-        words.append(f"--dtype {recipe['dtype']}")
+    words.append(f"--dtype {recipe['dtype']}")  # what is usual depends on the machine
     if result["crops"]:
         words.append(f"--crops {result['crops']}")
     if result["n"] != 256:

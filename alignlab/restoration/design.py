@@ -23,6 +23,7 @@ from alignlab.models.catalogue import BY_NAME
 from alignlab.models.weights import work_dtype
 from alignlab.paths import shipped
 from alignlab.provenance import shown_model
+from alignlab.restoration.adapters import BEGINNINGS
 from alignlab.restoration.coordinates import Whitened, open_encoder, whitened
 from alignlab.restoration.restorer import Restorer
 
@@ -42,7 +43,7 @@ class Design:
     """`how`: one of `HOWS`. `features`: the coordinates in which tokens are learnt, "raw" as the paper has it, or
     "whitened", the encoder's features with their variances evened out: a linear change that two linear adapters could
     make themselves, given enough steps. `llm` is read by experts too, whose size follows its width. `lora` is a rank, 0
-    for none; `causal` and `rotary` are for "vit-llm".
+    for none; `causal` and `rotary` are for "vit-llm". `begin`: one of `BEGINNINGS`, for those that read the language model.
 
     Raises ValueError for what there is not.
     """
@@ -57,10 +58,12 @@ class Design:
     lora: int = 0
     causal: bool = False
     rotary: bool = False
+    begin: str = "fitted"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, known in (("how", self.how, HOWS), ("features", self.features, FEATURES)):
+        choices = (("how", self.how, HOWS), ("features", self.features, FEATURES), ("begin", self.begin, BEGINNINGS))
+        for name, value, known in choices:
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if self.task_tokens < 1:
@@ -76,6 +79,8 @@ class Design:
             raise ValueError(f"lora is for lm4lv, whose language model it lets learn; {self.how} has none that learns")
         if (self.causal or self.rotary) and self.how != "vit-llm":
             raise ValueError(f"causal and rotary are for vit-llm; {self.how} is as it is")
+        if self.begin != "fitted" and not self.reads_llm:
+            raise ValueError(f"begin is for lm4lv and vit-llm; {self.how} begins as the identity")
 
     @property
     def reads_llm(self) -> bool:
@@ -85,7 +90,10 @@ class Design:
         """For a result: what was typed, without the folders that local models lie in."""
         given = {name: getattr(self, name) for name in ("encoder", "decoder", "llm")}
         parts = {name: value and shown_model(value) for name, value in given.items()}
-        return {**asdict(self), "tasks": list(self.tasks), **parts}
+        plain = {**asdict(self), "tasks": list(self.tasks), **parts}
+        if self.begin == "fitted":  # results from before there was another do not tell it, and are of the same design
+            del plain["begin"]
+        return plain
 
 
 def build(
@@ -122,27 +130,27 @@ def build(
         encoder = whitened(encoder, clean, power=POWER, floor=FLOOR)
     # What is loaded afterwards needs no beginning.
     sample = None if clean is None else encoder.encode(_both(clean[:SAMPLE], design))
-    tasks, seed = design.tasks, design.seed
+    common: dict[str, Any] = {"tasks": design.tasks, "seed": design.seed, "sample": sample}
     if design.how == "lm4lv":
         from alignlab.restoration.lm4lv import LM4LV
 
         llm = load_llm(design.llm, device=device, dtype=dtype)
         check({"llm": llm.checkpoint})
-        return LM4LV(encoder, llm, design.task_tokens, tasks=tasks, seed=seed, sample=sample, lora=design.lora)
+        return LM4LV(encoder, llm, design.task_tokens, begin=design.begin, lora=design.lora, **common)
     if design.how == "vit-llm":
         from alignlab.restoration.vit_llm import ViTLLM
 
         llm = load_llm(design.llm, device=device, dtype=dtype)
         check({"llm": llm.checkpoint})
         free = {"bidirectional": not design.causal, "rotary": design.rotary}
-        return ViTLLM(encoder, llm, design.task_tokens, **free, tasks=tasks, seed=seed, sample=sample)
+        return ViTLLM(encoder, llm, design.task_tokens, begin=design.begin, **free, **common)
     from alignlab.restoration import experts
 
     if design.how == "linear":
-        return experts.Linear(encoder, tasks=tasks, seed=seed, sample=sample)
-    parameters = experts.like_lm4lv(encoder.width, _llm_width(design.llm), design.task_tokens, tasks)
+        return experts.Linear(encoder, **common)
+    parameters = experts.like_lm4lv(encoder.width, _llm_width(design.llm), design.task_tokens, design.tasks)
     expert = experts.MLP if design.how == "mlp" else experts.Transformer
-    return expert(encoder, parameters, tasks=tasks, seed=seed, sample=sample)
+    return expert(encoder, parameters, **common)
 
 
 def _both(clean: Tensor, design: Design) -> Tensor:

@@ -39,7 +39,7 @@ class LM4LV(Restorer):
     """The adapters and task tokens round a frozen `encoder` (one with a decoder) and a frozen `llm`.
 
     `tasks` share the adapters, and each has `task_tokens` tokens of its own. Parameters are float32 whatever the language
-    model is held in, and begin as `adapters.adapters` says. With `lora`, a rank, the language model learns too, through
+    model is held in, and `begin` as `adapters.adapters` says. With `lora`, a rank, the language model learns too, through
     low-rank updates: an ablation. Raises ValueError for an encoder without a decoder and for a sequence longer than the
     model's context.
     """
@@ -57,6 +57,7 @@ class LM4LV(Restorer):
         seed: int = 0,
         sample: Tensor | None = None,
         lora: int = 0,
+        begin: str = "fitted",
     ) -> None:
         super().__init__(encoder, tasks, llm, sample)
         if task_tokens < 1:
@@ -76,7 +77,7 @@ class LM4LV(Restorer):
                 f"a conversation of {length} tokens is longer than the {llm.context} that {llm.name} can read"
             )
         generator = torch.Generator().manual_seed(seed)
-        self.adapter_in, self.adapter_out = adapters(self.sample, llm, generator)
+        self.adapter_in, self.adapter_out = adapters(self.sample, llm, generator, begin)
         self.task_tokens = task_tokens_for(tasks, task_tokens, llm, generator)
         self.lora = add_lora(llm.model, lora, seed) if lora else None
         self.to(llm.device)

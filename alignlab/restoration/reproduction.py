@@ -20,7 +20,7 @@ from alignlab import trained
 from alignlab.data.degradations import TASKS
 from alignlab.files import slug, write_tensors
 from alignlab.restoration import design, experiment
-from alignlab.restoration.card import endless
+from alignlab.restoration.card import difference_of, endless
 from alignlab.restoration.coordinates import POSITION, WHITENED
 from alignlab.restoration.earlier import Earlier
 from alignlab.restoration.evaluation import difference
@@ -43,6 +43,9 @@ def folder(one: Experiment, lab: Lab) -> str:
     parts = [*plan.tasks, plan.how, last(plan.encoder)]
     parts += [last(plan.llm)] if plan.reads_llm else []
     parts += [word for word, on in (("causal", plan.causal), ("rotary", plan.rotary)) if on]
+    parts += [plan.features] if plan.features != lab.features else []
+    parts += [plan.begin] if plan.begin != "fitted" else []
+    parts += [f"lr{one.recipe.lr:g}"] if one.recipe.lr != lab.recipe.lr else []
     # Another set of the same name is another run.
     parts += [_called(source) for source in one.data] if one.data != lab.data else []
     parts += ["on", *map(_called, one.test)] if one.test != lab.test else []
@@ -354,8 +357,8 @@ def _on(found: dict[str, Any], row: dict[str, Any]) -> str:
 def _difference(figures: dict[str, Any] | None, otherwise: str = "") -> str:
     if figures is None:
         return otherwise
-    low, high = figures["psnr"]["ci95"]
-    return f"{figures['psnr']['mean']:+.2f} dB ({low:+.2f} to {high:+.2f})"
+    psnr, _, span = difference_of(figures["psnr"], 2).partition(" ")
+    return f"{psnr} dB {span}, SSIM {difference_of(figures['ssim'], 3)}"
 
 
 def _versus(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -368,7 +371,7 @@ def _versus(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
             continue
         figures = difference(_each(ours), _each(theirs))
         if figures is not None:
-            plain = {"psnr": figures.psnr.plain()}
+            plain = {"psnr": figures.psnr.plain(), "ssim": figures.ssim.plain()}
             said.append(f"{a['name']} minus {b['name']}{_on(ours, a)}: {_difference(plain)}, image by image")
     return said
 

@@ -15,8 +15,9 @@ from typing import Any
 from alignlab import paper
 from alignlab.data.named import NAMED
 from alignlab.restoration import fit
+from alignlab.restoration.adapters import BEGINNINGS
 from alignlab.restoration.coordinates import POSITION
-from alignlab.restoration.design import Design
+from alignlab.restoration.design import FEATURES, Design
 from alignlab.restoration.experiment import Experiment
 from alignlab.training import Recipe
 
@@ -25,7 +26,8 @@ COLUMNS = ("degraded", "alone", "restored")  # of the paper's figures, as evalua
 
 @dataclass(frozen=True)
 class Lab:
-    """A laboratory: its models by the names that the paper has for them, its data, its budget.
+    """A laboratory: its models by the names that the paper has for them, its data, its budget, and how many pictures of
+    each test set it is measured on (`n`).
 
     `encoders` are (name, decoder); a target leaves out the rows of those that a laboratory has not.
     `main` of them stands for the paper's MAE wherever encoders are not compared. `others` are Table 7's rows: (encoder of
@@ -38,6 +40,7 @@ class Lab:
     others: Mapping[str, tuple[str, str]]
     data: tuple[str, ...]
     test: tuple[str, ...] = ()
+    n: int = 256
     recipe: Recipe = field(default_factory=lambda: fit.RECIPE)
     features: str = "whitened"
     accumulate: int = 1
@@ -82,6 +85,7 @@ PAPER = Lab(
     },
     data=("llava595k",),
     test=("nocaps",),
+    n=NAMED["nocaps"].items,
     recipe=replace(
         fit.RECIPE,
         **{key: paper.LM4LV_RECIPE[key] for key in ("batch", "lr", "warmup")},
@@ -236,6 +240,26 @@ def _depth(bench: _Bench) -> Target:
     return Target("depth", "Depth: denoising through the first blocks of the language model", rows)
 
 
+def _choices(bench: _Bench) -> Target:
+    """What the paper has not: denoising with one choice of the laboratory's recipe changed at a time, and with all that it
+    changed of the paper's put back. In a quarter of its steps (`SHARES`): choices are for setting out, not for results.
+    """
+    lab, usual = bench.lab, paper.LM4LV_RECIPE["lr"]
+
+    def row(name: str, lr: float = lab.recipe.lr, **options: Any) -> Row:
+        made = bench.row(name, "denoise", **options)
+        return Row(name, replace(made.experiment, recipe=replace(made.experiment.recipe, lr=lr)))
+
+    rows = [bench.row("as-it-is", "denoise")]
+    rows += [row(f"rate-{rate:g}", rate) for rate in (usual, 1e-3, 3e-3) if rate != lab.recipe.lr]
+    rows += [row(f"features-{name}", features=name) for name in FEATURES if name != lab.features]
+    rows += [row(f"begin-{name}", begin=name) for name in BEGINNINGS[1:]]
+    if (lab.features, lab.recipe.lr) != ("raw", usual):
+        rows.append(row(f"raw-plain-{usual:g}", usual, features="raw", begin="plain"))
+    pairs = tuple((rows[0].name, other.name) for other in rows[1:])
+    return Target("choices", "Choices: denoising with another rate, features or beginning", tuple(rows), pairs)
+
+
 TARGETS: dict[str, Callable[[_Bench], Target]] = {
     "table2": _table2,
     "table3": _table3,
@@ -245,7 +269,9 @@ TARGETS: dict[str, Callable[[_Bench], Target]] = {
     "fig6": _fig6,
     "fig7": _fig7,
     "depth": _depth,
+    "choices": _choices,
 }
+SHARES = {"choices": 4}  # by how much a target's runs are shorter than the laboratory's
 
 
 def open_lab(name: str) -> Lab:
@@ -260,22 +286,23 @@ def target(
     lab: Lab,
     *,
     images: int | None = None,
-    n: int = 256,
+    n: int | None = None,
     data: tuple[str, ...] = (),
     test: tuple[str, ...] = (),
     seed: int = 0,
 ) -> Target:
     """What a target is made of. Every run sees `images` pictures (rounded up to whole batches; by default as many as the
-    laboratory's recipe says; the title names another number) and is measured on `n` pictures of each test set. ValueError
-    for an unknown target.
+    laboratory's recipe says, or the part of them that `SHARES` says; the title names another number) and is measured on
+    `n` pictures of each test set (default: the laboratory's). ValueError for an unknown target.
     """
     if name not in TARGETS:
         raise ValueError(f"there is no target {name!r}; there are {', '.join(TARGETS)}")
     if images is not None and images < 1:
         raise ValueError(f"--images must be 1 or more, got {images}")
+    n = lab.n if n is None else n
     if n < 1:
         raise ValueError(f"--n must be 1 or more, got {n}")
-    steps = lab.recipe.steps if images is None else math.ceil(images / lab.recipe.batch)
+    steps = max(lab.recipe.steps // SHARES.get(name, 1), 1) if images is None else math.ceil(images / lab.recipe.batch)
     common = Experiment(
         Design(features=lab.features, seed=seed),
         data=data or lab.data,

@@ -48,6 +48,7 @@ class ViTLLM(Restorer):
         tasks: Sequence[str] = ("denoise",),
         seed: int = 0,
         sample: Tensor | None = None,
+        begin: str = "fitted",
     ) -> None:
         super().__init__(encoder, tasks, llm, sample)
         if task_tokens < 1:
@@ -61,7 +62,7 @@ class ViTLLM(Restorer):
             _check_set(llm)
         self.bidirectional, self.rotary = bidirectional, rotary
         generator = torch.Generator().manual_seed(seed)
-        self.adapter_in, self.adapter_out = adapters(self.sample, llm, generator)
+        self.adapter_in, self.adapter_out = adapters(self.sample, llm, generator, begin)
         self.task_tokens = task_tokens_for(self.tasks if several else (), task_tokens, llm, generator)
         self.to(llm.device)
 

@@ -424,13 +424,15 @@ def test_choices_make_one_of_several(write):
             gathered(paths, **wrong)
 
 
-def test_evaluations_do_not_say_their_budget(write):
+def test_evaluations_say_their_budget_older_ones_do_not(write):
     row = {"checkpoint": "x", "design": design(), "frozen": frozen(), **evaluation(1.5)}
     paths = write(measured(pair()), {"schema": "alignlab.restore-eval/1", "results": [row]})
     with pytest.raises(ValueError, match="does not say how many images"):
         gathered(paths)
     assert gathered(paths, any_budget=True).points[0].restoration == 1.5
     assert gathered([*paths, *write(trained(gain=1.5))]).images == (4000,)  # the same run, which says it
+    known = {**row, "steps": {"done": 50, "planned": 500, "images": 400}}
+    assert gathered(write(measured(pair()), {"schema": "alignlab.restore-eval/1", "results": [known]})).images == (400,)
 
 
 def test_unlike_trainings_are_told(write):

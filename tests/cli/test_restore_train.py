@@ -88,8 +88,16 @@ def test_a_finished_run_is_read_and_another_one_refused(trained, command, capsys
     before = (trained / "result.json").read_text()
     monkeypatch.setattr(fit, "fit", None)  # nothing trains
     assert run(command(*both, "--json", tmp_path / "copy.json")) == 0
-    assert "misaligned" in capsys.readouterr().out
-    assert json.loads((tmp_path / "copy.json").read_text()) == json.loads(before)
+    shown = capsys.readouterr().out
+    assert "misaligned" in shown
+    result = json.loads(before)
+    ssim = result["evaluations"][0]["gain"]["ssim"]
+    told = f"{ssim['mean']:+.3f} ({ssim['ci95'][0]:+.3f} to {ssim['ci95'][1]:+.3f})"
+    assert f"denoise on photos: gain in SSIM {told}" in shown
+    card = (trained / "README.md").read_text()
+    assert f"| {told} |" in card
+    assert " --dtype float32" in card
+    assert json.loads((tmp_path / "copy.json").read_text()) == result
     for options, said in (
         (("--lr", "0.1"), "its lr is 0.003, not 0.1"),
         (("--steps", "5"), "its steps is 4, not 5"),
@@ -194,6 +202,8 @@ def test_a_loss_that_is_not_finite_exits_1(command, tmp_path, capsys):
         (["--lora", "-1"], "--lora must be 0 or more"),
         (["--lora", "1", "--how", "linear"], "--lora is for lm4lv"),
         (["--causal"], "--causal and rotary are for vit-llm"),
+        (["--begin", "plainly"], "--begin must be one of fitted, scaled, plain, got 'plainly'"),
+        (["--begin", "plain", "--how", "mlp"], "--begin is for lm4lv and vit-llm; mlp begins as the identity"),
         (["--recipe", "mine"], "--recipe must be embedded or paper"),
         (["--steps", "0"], "--steps must be more than 0"),
         (["--steps", "3", "--epochs", "1"], "--steps and --epochs both say how long to train"),

@@ -69,6 +69,8 @@ def two_steps(model):
         {"how": "linear"},
         {"how": "mlp", "tasks": ("denoise", "pepper")},
         {"how": "transformer", "features": "raw"},
+        {"begin": "scaled"},
+        {"how": "vit-llm", "begin": "plain"},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "plain",
 )
@@ -84,6 +86,12 @@ def test_what_was_saved_comes_back(tmp_path, plan, changes):
         assert not torch.equal(build(plan).restore(IMAGES, task), model.restore(IMAGES, task))
     assert os.stat(tmp_path / ADAPTERS).st_mode & 0o044
     assert [path.name for path in tmp_path.iterdir()] == [ADAPTERS]
+
+
+def test_a_beginning_is_told_where_it_is_not_the_usual_one(plan):
+    """So that results from before there was a choice are still of the same design."""
+    assert "begin" not in plan.plain()
+    assert replace(plan, begin="plain").plain()["begin"] == "plain"
 
 
 def test_lora_comes_back(tmp_path, plan):

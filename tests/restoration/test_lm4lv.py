@@ -229,6 +229,25 @@ def test_a_sample_is_what_the_layers_begin_with(parts):
     assert not torch.equal(other.adapter_in.weight, model.adapter_in.weight)
 
 
+def test_other_beginnings(parts):
+    """Scaled: as large as words, and random; plain: as torch begins layers, whatever the tokens are."""
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    sample = parts[0].encode(images)
+    words = float(parts[1].model.get_input_embeddings().weight.std())
+    scaled, plain = (LM4LV(*parts, task_tokens=2, sample=sample, begin=begin) for begin in ("scaled", "plain"))
+    size = float(sample.square().mean().sqrt())
+    assert float(scaled.adapter_in.weight.detach().std()) == pytest.approx(words / (size * 24**0.5), rel=0.1)
+    assert float(scaled._visual(sample).detach().square().mean().sqrt() / words) == pytest.approx(1, rel=0.5)
+    assert not scaled.adapter_in.bias.any()
+    assert not scaled.adapter_out.bias.any()
+    for layer in (plain.adapter_in, plain.adapter_out):
+        assert float(layer.weight.detach().std()) == pytest.approx((3 * 24) ** -0.5, rel=0.1)
+        assert all(0.5 * 24**-0.5 < float(x.detach().abs().max()) <= 24**-0.5 for x in (layer.weight, layer.bias))
+    large = LM4LV(*parts, task_tokens=2, sample=100 * sample, begin="plain")
+    assert torch.equal(large.adapter_in.weight, plain.adapter_in.weight)
+    assert torch.equal(large.task_tokens["denoise"], plain.task_tokens["denoise"])
+
+
 def test_directions_come_in_with_about_the_same_weight(parts):
     generator = torch.Generator().manual_seed(0)
     scales = torch.logspace(-1, 1, 24)

@@ -79,9 +79,11 @@ def test_rows_differ_in_what_they_compare_and_in_nothing_else(name, lab_name):
     what = target(name, LABS[lab_name])
     names = [row.name for row in what.rows]
     assert len(set(names)) == len(names) > 1
-    assert len({row.experiment.design for row in what.rows}) == len(names)
-    alike = {(row.experiment.recipe, row.experiment.data, row.experiment.test, row.experiment.n) for row in what.rows}
-    assert len(alike) == 1
+    made = [row.experiment for row in what.rows]
+    assert len({(one.design, one.recipe.lr) for one in made}) == len(names)
+    assert len({one.recipe.lr for one in made}) == (3 if name == "choices" else 1)
+    assert len({(replace(one.recipe, lr=1.0), one.data, one.test, one.n) for one in made}) == 1
+    assert made[0].n == {"embedded": 256, "paper": 4500}[lab_name]
     assert {name for pair in what.pairs for name in pair} <= set(names)
     assert name in paper.SAYS
     wanted = [need.name for need in estimate.needs([row.experiment.design for row in what.rows])]
@@ -107,6 +109,20 @@ def test_what_the_laboratories_train():
     # The paper's figures are of a trained language model, whole.
     assert [row.name for row in target("fig7", EMBEDDED).rows if row.paper] == ["denoise/trained", "rotate/trained"]
     assert [row.name for row in target("depth", EMBEDDED).rows if row.paper] == ["mae+position/all"]
+    (usual, *others) = target("choices", EMBEDDED).rows
+    assert (usual.experiment.images_seen, target("choices", EMBEDDED, images=80).rows[0].experiment.images_seen) == (
+        1000,
+        80,
+    )
+    assert usual.paper
+    assert not any(row.paper for row in others)
+    everything = others[-1].experiment
+    paper_like = (everything.design.features, everything.design.begin, everything.recipe.lr)
+    assert paper_like == ("raw", "plain", paper.LM4LV_RECIPE["lr"])
+    assert "raw" not in {row.experiment.design.features for row in others[:2]}
+    assert [row.name for row in target("choices", PAPER).rows] == [
+        *("as-it-is", "rate-0.001", "rate-0.003", "features-whitened", "begin-scaled", "begin-plain")
+    ]
     assert "repeat/pca" not in {row.name for row in target("fig4", PAPER).rows}
 
 
@@ -120,8 +136,9 @@ def test_runs_that_targets_share_have_one_folder():
     assert folders["table2"]["denoise"].name == "denoise-lm4lv-mae+position-smollm2-4000-images"
     assert folders["table7"]["first-24-of-30-blocks"].name == "derain-lm4lv-mae+position-smollm2-24-4000-images"
     everything = [path for rows in folders.values() for path in rows.values()]
-    assert len(set(everything)) == 51
-    assert len({row.experiment.design for name in TARGETS for row in target(name, EMBEDDED).rows}) == 51
+    assert len(set(everything)) == 51 + 7
+    assert folders["choices"]["begin-plain"].name == "denoise-lm4lv-mae+position-smollm2-plain-1000-images"
+    assert folders["choices"]["raw-plain-0.0003"].name.endswith("smollm2-raw-plain-lr0.0003-1000-images")
 
 
 def test_unknown_names_and_numbers():
@@ -367,16 +384,18 @@ def test_models_outside_the_catalogue_have_no_estimate(lab):
 
 
 def test_two_rows_differ_image_by_image():
-    def row(name, psnr):
+    def row(name, psnr, ssim):
         found = {
             "data": {"name": "s", "fingerprint": "f"},
             "n": 3,
             "seed": 1,
-            "each": {"psnr": psnr, "ssim": [0.5] * 3},
+            "each": {"psnr": psnr, "ssim": [ssim] * 3},
         }
         return {"name": name, "evaluations": [found]}
 
-    a, b = row("a", [21.0, 31.0, None]), row("b", [20.0, 29.0, 40.0])
-    assert reproduction._versus(a, b) == ["a minus b: +1.50 dB (+1.00 to +2.00), image by image"]
+    a, b = row("a", [21.0, 31.0, None], 0.5), row("b", [20.0, 29.0, 40.0], 0.75)
+    assert reproduction._versus(a, b) == [
+        "a minus b: +1.50 dB (+1.00 to +2.00), SSIM -0.250 (-0.250 to -0.250), image by image"
+    ]
     b["evaluations"][0]["seed"] = 2  # other degradations
     assert reproduction._versus(a, b) == []

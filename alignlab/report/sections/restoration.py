@@ -127,7 +127,8 @@ def _difference(found: Node, key: str, other: str) -> Cell:
     """Null is where no image has a finite PSNR in both: one of the two is exact, or both are."""
     node = found[key]
     if not node.there or node.value is not None:
-        return _mean(node["psnr"], 2, True)
+        psnr, ssim = _mean(node["psnr"], 2, True), node["ssim"]["mean"].number(optional=True)
+        return Cell(f"{psnr.text} / {number(ssim, 3, signed=True)}", psnr.sort)
     ours, theirs = (found[column]["psnr"]["mean"].number(optional=True) is None for column in ("restored", other))
     if ours and theirs:
         return Cell("both exact", 0.0)
