@@ -251,7 +251,7 @@ def _choices(bench: _Bench) -> Target:
         return Row(name, replace(made.experiment, recipe=replace(made.experiment.recipe, lr=lr)))
 
     rows = [bench.row("as-it-is", "denoise")]
-    rows += [row(f"rate-{rate:g}", rate) for rate in (usual, 1e-3, 3e-3) if rate != lab.recipe.lr]
+    rows += [row(f"rate-{rate:g}", rate) for rate in (usual, 1e-3, 3e-3, 1e-2) if rate != lab.recipe.lr]
     rows += [row(f"features-{name}", features=name) for name in FEATURES if name != lab.features]
     rows += [row(f"begin-{name}", begin=name) for name in BEGINNINGS[1:]]
     if (lab.features, lab.recipe.lr) != ("raw", usual):

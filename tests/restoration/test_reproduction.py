@@ -81,7 +81,7 @@ def test_rows_differ_in_what_they_compare_and_in_nothing_else(name, lab_name):
     assert len(set(names)) == len(names) > 1
     made = [row.experiment for row in what.rows]
     assert len({(one.design, one.recipe.lr) for one in made}) == len(names)
-    assert len({one.recipe.lr for one in made}) == (3 if name == "choices" else 1)
+    assert len({one.recipe.lr for one in made}) == (4 if name == "choices" else 1)
     assert len({(replace(one.recipe, lr=1.0), one.data, one.test, one.n) for one in made}) == 1
     assert made[0].n == {"embedded": 256, "paper": 4500}[lab_name]
     assert {name for pair in what.pairs for name in pair} <= set(names)
@@ -119,9 +119,9 @@ def test_what_the_laboratories_train():
     everything = others[-1].experiment
     paper_like = (everything.design.features, everything.design.begin, everything.recipe.lr)
     assert paper_like == ("raw", "plain", paper.LM4LV_RECIPE["lr"])
-    assert "raw" not in {row.experiment.design.features for row in others[:2]}
+    assert "raw" not in {row.experiment.design.features for row in others[:3]}
     assert [row.name for row in target("choices", PAPER).rows] == [
-        *("as-it-is", "rate-0.001", "rate-0.003", "features-whitened", "begin-scaled", "begin-plain")
+        *("as-it-is", "rate-0.001", "rate-0.003", "rate-0.01", "features-whitened", "begin-scaled", "begin-plain")
     ]
     assert "repeat/pca" not in {row.name for row in target("fig4", PAPER).rows}
 
@@ -136,7 +136,7 @@ def test_runs_that_targets_share_have_one_folder():
     assert folders["table2"]["denoise"].name == "denoise-lm4lv-mae+position-smollm2-4000-images"
     assert folders["table7"]["first-24-of-30-blocks"].name == "derain-lm4lv-mae+position-smollm2-24-4000-images"
     everything = [path for rows in folders.values() for path in rows.values()]
-    assert len(set(everything)) == 51 + 7
+    assert len(set(everything)) == 51 + 8
     assert folders["choices"]["begin-plain"].name == "denoise-lm4lv-mae+position-smollm2-plain-1000-images"
     assert folders["choices"]["raw-plain-0.0003"].name.endswith("smollm2-raw-plain-lr0.0003-1000-images")
 
