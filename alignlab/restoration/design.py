@@ -142,7 +142,7 @@ def build(
 
         llm = load_llm(design.llm, device=device, dtype=dtype)
         check({"llm": llm.checkpoint})
-        free = {"bidirectional": not design.causal, "rotary": design.rotary}
+        free: dict[str, Any] = {"bidirectional": not design.causal, "rotary": design.rotary}
         return ViTLLM(encoder, llm, design.task_tokens, begin=design.begin, **free, **common)
     from alignlab.restoration import experts
 
