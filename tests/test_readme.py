@@ -532,6 +532,27 @@ def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_fi
     ) in words
 
 
+def test_the_sentence_about_choices_is_that_of_the_result_file():
+    rows = {row["name"]: row for row in _rows("choices") if row["status"] == "done"}
+    assert {row["images"] for row in rows.values()} == {1000}
+    assert {row["recipe"]["dtype"] for row in rows.values()} == {"float32"}
+    ends, told = (
+        {name: row["evaluations"][0][key]["psnr"]["mean"] for name, row in rows.items()} for key in ("restored", "told")
+    )
+    docs = " ".join((ROOT / "docs" / "restoration.md").read_text().split())
+    for said in (
+        f"denoising ends at {ends['as-it-is']:.2f} dB as it is here; at a rate of 1e-3 at {ends['rate-0.001']:.2f}, of 1e-2 at "
+        f"{ends['rate-0.01']:.2f}; with raw features at {ends['features-raw']:.2f}; begun at random with the spread of the "
+        f"language model's embeddings at {ends['begin-scaled']:.2f}, as torch begins layers at {ends['begin-plain']:.2f}.",
+        f"At 1e-2 it learns more ({told['rate-0.01']:.2f} dB reading the true answer so far, {told['as-it-is']:.2f} as it is)",
+    ):
+        assert said in docs, said
+    assert max(ends, key=ends.__getitem__) == "as-it-is"
+    assert sorted(ends, key=ends.__getitem__)[:2] == ["begin-scaled", "begin-plain"]  # "worth the most"
+    missing = {row["name"] for row in _rows("choices")} - rows.keys()
+    assert missing == {"rate-0.0003", "raw-plain-0.0003"}  # "are rows that are not run yet"
+
+
 def test_the_sentences_about_single_layers_are_those_of_the_result_file():
     result = json.loads((ROOT / "reports" / "results" / "probe-layers" / "result.json").read_text())
     words = " ".join(README.split())
