@@ -249,7 +249,7 @@ def test_an_encoder_without_tokens_is_refused_before_anything_is_trained(here, c
         (["fig6", "--align-on", "scenes"], "--align-on is for table4"),
         (
             ["table5"],
-            "there is no target 'table5'; there are table2, table3, table7, fig4, fig5, fig6, fig7, depth, table4, all",
+            "there is no target 'table5'; there are table2, table3, table7, fig4, fig5, fig6, fig7, depth, choices, table4, all",
         ),
     ],
 )
