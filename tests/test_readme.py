@@ -455,7 +455,7 @@ def test_the_sentences_about_what_is_begun_are_those_of_the_result_files():
         f"comes to {psnr(mae):.2f} dB before `mae+position`, where encoder and decoder alone come to {psnr(mae, 'alone'):.2f},",
         f"to {psnr(beit):.2f} before `beit+position`, alone {psnr(beit, 'alone'):.2f},",
         f"and to {psnr(vqgan):.2f} before `vqgan+position`, alone {psnr(vqgan, 'alone'):.2f}: all three repeat",
-        f"at best with the wall on the right side, {psnr(turned[0]):.2f} dB,",
+        f"at best with the wall on the side where it belongs, {psnr(turned[0]):.2f} dB,",
         f"fields of colour, {psnr(turned[1]):.2f}, little below the {psnr(turned[1], 'alone'):.2f} of its decoder alone",
         f"where the objects belong, {psnr(turned[2]):.2f}, {-psnr(turned[2], 'gain'):.2f} below its decoder alone",
         f"first 12 of 30 blocks ends at {psnr(first):.2f} dB, {psnr(whole) - psnr(first):.2f} below all 30.",
@@ -544,11 +544,13 @@ def test_the_sentence_about_choices_is_that_of_the_result_file():
         f"denoising ends at {ends['as-it-is']:.2f} dB as it is here; at a rate of 1e-3 at {ends['rate-0.001']:.2f}, of 1e-2 at "
         f"{ends['rate-0.01']:.2f}; with raw features at {ends['features-raw']:.2f}; begun at random with the spread of the "
         f"language model's embeddings at {ends['begin-scaled']:.2f}, as torch begins layers at {ends['begin-plain']:.2f}.",
-        f"At 1e-2 it learns more ({told['rate-0.01']:.2f} dB reading the true answer so far, {told['as-it-is']:.2f} as it is)",
+        f"Reading the true answer so far these come to {told['as-it-is']:.2f}, {told['rate-0.001']:.2f}, {told['rate-0.01']:.2f}, "
+        f"{told['features-raw']:.2f}, {told['begin-scaled']:.2f} and {told['begin-plain']:.2f}",
     ):
         assert said in docs, said
     assert max(ends, key=ends.__getitem__) == "as-it-is"
-    assert sorted(ends, key=ends.__getitem__)[:2] == ["begin-scaled", "begin-plain"]  # "worth the most"
+    for figures in (ends, told):  # "by either figure the beginning counts most"
+        assert sorted(figures, key=figures.__getitem__)[:2] == ["begin-scaled", "begin-plain"]
     missing = {row["name"] for row in _rows("choices")} - rows.keys()
     assert missing == {"rate-0.0003", "raw-plain-0.0003"}  # "are rows that are not run yet"
 

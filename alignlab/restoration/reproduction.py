@@ -143,25 +143,28 @@ def _check_figures(figures: dict[str, Any] | None) -> None:
 
 
 def _same(found: dict[str, Any], one: Experiment, longer: bool = False) -> bool:
-    """Whether a result is the experiment's, or, where `longer`, of its design by any recipe."""
+    """Whether a result is the experiment's, or, where `longer`, differs from it in length alone."""
     same = found.get("design") == _plain(one.design.plain()) and (found.get("crops"), found.get("n")) == (
         one.crops,
         one.n,
     )
-    if not same or not (longer or _recipe(found["recipe"]) == _recipe(_plain(asdict(one.recipe)))):
+    if not same or _recipe(found["recipe"], longer) != _recipe(_plain(asdict(one.recipe)), longer):
         return False
     # Last, as a set's fingerprint is of all that it holds.
     sets = {"data": one.data, "test": one.test}
     return all(found.get(key) == [named_data(source) for source in sources] for key, sources in sets.items())
 
 
-def _recipe(plain: dict[str, Any]) -> dict[str, Any]:
-    """Without the type of its numbers, which is the machine's: bfloat16 where it is quick in it."""
-    return {name: value for name, value in plain.items() if name != "dtype"}
+def _recipe(plain: dict[str, Any], longer: bool = False) -> dict[str, Any]:
+    """Without the type of its numbers, which is the machine's (bfloat16 where it is quick in it), and, where `longer`, without
+    how long it is.
+    """
+    out = ("dtype", "steps", "warmup") if longer else ("dtype",)
+    return {name: value for name, value in plain.items() if name not in out}
 
 
 def longest(one: Experiment, runs: Path) -> Path | None:
-    """The finished run of a design and data that saw the most images, `one`'s budget or more, whatever its folder is called."""
+    """The finished run that differs from `one` in length alone and saw the most images, its budget or more, in any folder."""
     found = [(result["learnt"]["images"], path.parent) for path, result in _results(runs) if _same(result, one, True)]
     images, where = max(found, default=(0, None))
     return where if images >= one.images_seen else None
@@ -297,13 +300,13 @@ def _row(place: Place) -> dict[str, Any]:
 
 
 def _is_row(row: dict[str, Any], place: Place, longer: bool) -> bool:
-    """Whether an earlier row is of the place's experiment, or, where `longer`, of its design by any recipe."""
+    """Whether an earlier row is of the place's experiment, or, where `longer`, differs from it in length alone."""
     one, tests = place.row.experiment, _tests(place.row.experiment)
     try:
         measured = [(e["data"]["fingerprint"], e["n"], e["seed"], e["strength"]) for e in row["evaluations"]]
         same = row["design"] == _plain(one.design.plain()) and row["task"] == place.row.task
         same = same and row["data"] == [named_data(source) for source in one.data]
-        same = same and (longer or _recipe(row["recipe"]) == _recipe(_plain(asdict(one.recipe))))
+        same = same and _recipe(row["recipe"], longer) == _recipe(_plain(asdict(one.recipe)), longer)
         _check_sound({**row, "learnt": row})
     except (KeyError, TypeError, ValueError):
         return False

@@ -241,8 +241,8 @@ def _depth(bench: _Bench) -> Target:
 
 
 def _choices(bench: _Bench) -> Target:
-    """What the paper has not: denoising with one choice of the laboratory's recipe changed at a time, and with all that it
-    changed of the paper's put back. In a quarter of its steps (`SHARES`): choices are for setting out, not for results.
+    """What the paper has not: denoising with one choice of the laboratory's recipe changed at a time, and with the paper's
+    rate and features and torch's beginning at once. In a part of its steps (`SHARES`): choices are for setting out.
     """
     lab, usual = bench.lab, paper.LM4LV_RECIPE["lr"]
 

@@ -344,6 +344,8 @@ def test_table_2_may_take_longer_runs(tmp_path, lab):
     more = target("table2", lab, images=64, n=4).only(["denoise"])
     assert longest(more.rows[0].experiment, tmp_path) is None
     assert longest(replace(one, n=3), tmp_path) is None
+    # Nor one of another rate, which `choices` has.
+    assert longest(replace(one, recipe=replace(one.recipe, lr=1e-2)), tmp_path) is None
     with pytest.raises(ValueError, match="--longest: the rows of fig6 are compared with each other"):
         places(target("fig6", lab), lab, tmp_path, take_longest=True)
 
