@@ -137,8 +137,9 @@ def reproduce(
             reproduction.perform(place, device=chosen, accumulate=parts)
     if not first:
         return
-    if before.rows:  # those that --only leaves out stay
-        what, only = table, []
+    if before.rows and only:  # what it holds stays there, though --only leaves it out
+        what = table.only([*only, *before.names & {row.name for row in table.rows}])
+        only = [] if what == table else [row.name for row in what.rows]
     found = reproduction.places(what, laboratory, where, before, take_longest=longest)
     config = {
         **{

@@ -17,10 +17,13 @@ from alignlab.sheets import cut_sheet
 
 @dataclass(frozen=True)
 class Earlier:
-    """`rows` by name, those that are done; `pictures` by grid and row, `[N, 3, H, W]`."""
+    """`rows` by name, those that are done; `pictures` by grid and row, `[N, 3, H, W]`; `names` of all its rows, the missing
+    ones too.
+    """
 
     rows: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     pictures: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
 
 
 def read(folder: Path, schema: str, target: str, laboratory: str) -> Earlier:
@@ -33,12 +36,13 @@ def read(folder: Path, schema: str, target: str, laboratory: str) -> Earlier:
         if (found["schema"], found["target"], found["laboratory"]) != (schema, target, laboratory):
             return Earlier()
         rows = {str(row["name"]): row for row in found["rows"] if row["status"] == "done"}
+        names = frozenset(str(row["name"]) for row in found["rows"])
         pictures = {str(one["title"]): _cut(folder, one) for one in found["sheets"]}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged, and its rows cannot be kept ({error}); delete it, or choose another --out"
         ) from error
-    return Earlier(rows, pictures)
+    return Earlier(rows, pictures, names)
 
 
 def _cut(folder: Path, described: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -126,6 +126,15 @@ def test_a_row_is_added_to_a_result_whose_runs_are_gone(small_lab, tmp_path, cap
     assert not (tmp_path / "third").exists()
 
 
+def test_made_again_a_result_of_some_rows_gets_no_others(small_lab, tmp_path):
+    command = ["reproduce", "fig6", "--n", "4", "--out", "o", "--only", "linear"]
+    for runs in ("first", "second"):
+        assert run([*command, "--runs", runs]) == 0
+        result = json.loads((tmp_path / "o" / "result.json").read_text())
+        assert [row["name"] for row in result["rows"]] == result["config"]["only"] == ["linear"]
+    assert not (tmp_path / "second").exists()
+
+
 def test_infinite_figures_of_table_2_are_no_json_numbers(small_lab, tmp_path, capsys):
     assert run(["reproduce", "table2", "--n", "4", "--only", "rotate", "--out", "o"]) == 0
     row = json.loads((tmp_path / "o" / "result.json").read_text())["rows"][0]
