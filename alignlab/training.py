@@ -259,9 +259,10 @@ def _silent(done: int, note: str = "") -> None:
 
 
 def _not_finite(label: str, step: int, what: str, saved: Path) -> str:
+    # Counted as the bar and the state do: the first step is 1.
     kept = f"last good state: {saved}" if saved.exists() else "no state was saved yet"
     again = "the same command would stop there again: give a lower rate or another seed, and another folder"
-    return f"{label}: the loss is not finite at step {step} ({what}); {kept}; {again}"
+    return f"{label}: the loss is not finite at step {step + 1} ({what}); {kept}; {again}"
 
 
 def train(

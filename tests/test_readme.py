@@ -777,3 +777,20 @@ def test_the_table_of_adapters_is_that_of_the_result_file():
         assert 1 - raw["trained"]["ratio"] < 0.01
     denoise = next(one for one in result["checkpoints"] if one["checkpoint"].startswith("denoise"))
     assert f"{1 - denoise['coordinates']['whitened']['trained']['ratio']:.0%}" == "12%"
+
+
+def test_what_encoding_costs_is_as_the_dry_run_counts():
+    from alignlab.restoration import estimate, targets
+
+    shares = []
+    for lab in (targets.EMBEDDED, targets.PAPER):
+        one = targets.target("table2", lab).rows[0].experiment
+        encoder, cost = estimate.size_of(one.design.encoder), estimate.cost(one)
+        assert encoder is not None
+        assert cost is not None
+        shares.append(2 * encoder.tokens * encoder.parameters / (cost.train / one.images_seen))
+    docs = " ".join((ROOT / "docs" / "restoration.md").read_text().split())
+    here, there = (f"{share:.1%}" for share in shares)
+    assert (
+        f"encoding the clean ones is {here} of a step's operations here and {there} in the paper's laboratory" in docs
+    )

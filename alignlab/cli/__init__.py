@@ -130,11 +130,11 @@ def run(arguments: list[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        common.leave_nothing_empty()
         if isinstance(error, FileNotFoundError) and error.filename:
             plain = error.strerror in (None, os.strerror(errno.ENOENT))
             return _fail(f"there is no {error.filename}" if plain else f"{error.filename}: {error.strerror}", 2)
         if isinstance(error, ValueError):
-            common.leave_nothing_empty()
             return _fail(_first_line(error), 2)
         if isinstance(error, OSError) and error.filename:
             return _fail(f"{error.filename}: {error.strerror}", 1)

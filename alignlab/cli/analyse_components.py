@@ -50,7 +50,7 @@ def components(
     from alignlab.progress import progress
     from alignlab.provenance import environment, laboratory, shown, shown_model
     from alignlab.restoration.design import find, load, read, steps_of
-    from alignlab.restoration.experiment import TEST_SEED, check_unseen, open_test
+    from alignlab.restoration.experiment import TEST_SEED, open_unseen
 
     check_positive({"batch-size": batch_size})
     check_whole({"seed": seed})
@@ -71,9 +71,7 @@ def components(
     folders = [find(name).resolve() for name in names]
     for name, label, place in zip(names, labels([place.name for place in folders]), folders, strict=True):
         model, plan, described = load(name, device=where, dtype=dtype, encoder=encoder, llm=llm)
-        about = described["about"]
-        test = open_test(data, about.get("data", []), n)
-        check_unseen(test, about, data, name)
+        test = open_unseen(data, described["about"], name, n)
         pictures = test.pictures(model.encoder.image_size)
         for one in wanted or plan.tasks:
             with progress(f"restore with {label}, {one}", len(test), "images") as tick:

@@ -113,7 +113,7 @@ def check_shared(out: Path | None, processes: int) -> None:
 
 
 def leave_nothing_empty() -> None:
-    """Of a command that was refused: the folders that it had made for its results, where nothing lies in them."""
+    """Of a command that was refused or failed: the folders that it had made for its results, where nothing lies in them."""
     for folder in MADE:
         with contextlib.suppress(OSError):  # something lies there, or another process was first
             folder.rmdir()

@@ -159,7 +159,7 @@ def _trained(
     from alignlab import trained
     from alignlab.data.degradations import pair
     from alignlab.restoration.design import find, load, read
-    from alignlab.restoration.experiment import TEST_SEED, check_unseen, open_test
+    from alignlab.restoration.experiment import TEST_SEED, open_unseen
     from alignlab.restoration.lm4lv import LM4LV
 
     plan, _, _ = read(find(checkpoint))
@@ -170,9 +170,7 @@ def _trained(
         raise ValueError(f"--task {chosen}: {checkpoint} has learnt {', '.join(plan.tasks)}")
     model, plan, described = load(checkpoint, device=device, dtype=dtype, llm=llm)
     assert isinstance(model, LM4LV)
-    learnt = described["about"].get("data", [])
-    test = open_test(data, learnt, images)
-    check_unseen(test, described["about"], data, checkpoint)
+    test = open_unseen(data, described["about"], checkpoint, images)
     clean = test.pictures(model.encoder.image_size)(0, len(test))
     with torch.no_grad():
         degraded, wanted = pair(clean, chosen, seed=TEST_SEED)

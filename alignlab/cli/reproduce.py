@@ -27,7 +27,11 @@ def reproduce(
     lab: str = typer.Option(
         "embedded", help="embedded: small models that come along, on scenes; paper: the paper's (a GPU, the hub)."
     ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Print runs, downloads, memory and time; do nothing."),
+    dry_run: bool = typer.Option(
+        False,
+        "--dry-run",
+        help="Print runs, downloads, memory, time; do nothing but open --data and --test.",
+    ),
     images: int | None = typer.Option(
         None, help="Images that every run of the comparison learns from (default: the laboratory's recipe)."
     ),
@@ -73,8 +77,7 @@ def reproduce(
     Example: alignlab reproduce table3 --lab embedded --dry-run
     """
     from alignlab.cli.common import check_writable, console, output_folder, pick_device, write_json
-    from alignlab.restoration import earlier, reproduction, targets
-    from alignlab.restoration.estimate import needs
+    from alignlab.restoration import earlier, estimate, experiment, reproduction, targets
     from alignlab.training import processes
 
     laboratory = targets.open_lab(lab)
@@ -110,6 +113,9 @@ def reproduce(
         raise ValueError(f"{'--encoder' if encoder else '--align-on'} is for {TABLE4}; {target} has rows of its own")
     table = targets.target(target, laboratory, images=images, n=n, data=tuple(data), test=tuple(test), seed=seed)
     what = table.only(only)
+    one = table.rows[0].experiment  # all learn from the same sets
+    if test and not estimate.missing_data((*one.data, *one.test)):
+        experiment.open_tests(one)  # refuses what is learnt from
     where = runs or Path("runs") / "reproduce" / lab
     parts = accumulate or laboratory.accumulate
     before = earlier.Earlier() if out is None else earlier.read(out, SCHEMA, target, known_as(laboratory, data, test))
@@ -123,7 +129,7 @@ def reproduce(
     if todo and not no_train:
         reproduction.refuse_others(found)
         sources = tuple(dict.fromkeys(source for one in todo for source in (*one.data, *one.test)))
-        refuse_what_cannot_run(lab, needs([one.design for one in todo]), sources, device)
+        refuse_what_cannot_run(lab, estimate.needs([one.design for one in todo]), sources, device)
     chosen = pick_device(device)
     first = processes(chosen).rank == 0
     if first:

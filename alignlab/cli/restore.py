@@ -164,7 +164,8 @@ def train(
         None, help="Learn from this many random square crops of a set's pictures, made once (default: whole pictures)."
     ),
     recipe: str = typer.Option(
-        "embedded", help="embedded, or paper: batch 256, rate 3e-4, 200 warm-up steps, 2 epochs."
+        "embedded",
+        help="embedded, or paper: batch 256, rate 3e-4, 200 warm-up steps, 2 epochs (--features raw is the paper's too).",
     ),
     steps: int | None = typer.Option(None, help="Updates (default: the recipe's)."),
     epochs: float | None = typer.Option(None, help="Passes over --data in place of --steps."),
@@ -279,7 +280,7 @@ def evaluate(
     from alignlab.provenance import environment, laboratory, shown, shown_model
     from alignlab.restoration.card import task_of
     from alignlab.restoration.design import find, load, read, steps_of
-    from alignlab.restoration.experiment import TEST_SEED, check_unseen, evaluate_on, open_test
+    from alignlab.restoration.experiment import TEST_SEED, evaluate_on, open_unseen
     from alignlab.restoration.pictures import save_grid
     from alignlab.sheets import save_sheet
     from alignlab.training import processes
@@ -297,9 +298,7 @@ def evaluate(
             _check_learnt(one, plan, name)
         _mode_of(plan.how, mode)
         about = described["about"]
-        tests[name] = [open_test(source, about.get("data", []), n, fifth) for source in data]
-        for source, test in zip(data, tests[name], strict=True):
-            check_unseen(test, about, source, name)
+        tests[name] = [open_unseen(source, about, name, n, fifth) for source in data]
     called = dict(zip(checkpoint, numbered([find(name).resolve().name for name in checkpoint]), strict=True))
     among = processes(where)
     folder = output_folder(out, "restore-eval") if among.rank == 0 else None  # the first writes and speaks
@@ -426,7 +425,7 @@ def apply(
         before = sum(other.stem == path.stem for other in image[:at])
         name = f"{path.stem}-{chosen}{f'-{before + 1}' if before else ''}.png"
         if opened_one:
-            to_pil_image(picture).save(folder / name)
+            to_pil_image(picture.mul(255).round().byte()).save(folder / name)  # floats it would cut off
         told.append({"image": path.name, "size": [*given.shape[:1:-1]], "restored": name if opened_one else None})
     result = {
         "schema": "alignlab.restore-apply/1",
@@ -536,7 +535,7 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str, laboratory: s
     from rich.table import Table
 
     from alignlab.cli.common import console
-    from alignlab.restoration.card import gain_of, pair_of, ssim_gain_of, task_of
+    from alignlab.restoration.card import gain_of, lift_of, pair_of, ssim_gain_of, task_of
 
     # Files that were written before it was recorded hold held-out images alone.
     unsure = list(dict.fromkeys(one["data"]["name"] for one in evaluations if not one.get("held_out", True)))
@@ -580,9 +579,11 @@ def _show_evaluations(evaluations: list[dict[str, Any]], how: str, laboratory: s
     for name, steps in {one["checkpoint"]: one["steps"] for one in evaluations if "steps" in one}.items():
         _say_unfinished(name, steps)
     for one in evaluations:
-        if one["gain"]:
-            of = f"{one['checkpoint']}, " if first else ""
-            typer.echo(f"{of}{task_of(one)} on {one['data']['name']}: gain in SSIM {ssim_gain_of(one)}")
+        of = f"{one['checkpoint']}, " if first else ""
+        said = [f"restored minus degraded {lift_of(one)} dB"] if one["lift"] else []
+        said += [f"gain in SSIM {ssim_gain_of(one)}"] if one["gain"] else []
+        if said:
+            typer.echo(f"{of}{task_of(one)} on {one['data']['name']}: {'; '.join(said)}")
     for one in evaluations:
         if one["told"]:
             by = f"{one['checkpoint']}, " if "checkpoint" in one else ""

@@ -145,5 +145,5 @@ def learn(model: Between, low: Tensor, high: Tensor, recipe: Recipe) -> None:
             descend(optimiser, F.mse_loss(model(low[now]), high[now]), recipe.clip)
         except FloatingPointError as error:
             raise RuntimeError(
-                f"the loss is not finite at step {step}; give a lower --lr, and another --out"
+                f"the loss is not finite at step {step + 1}; give a lower --lr, and another --out"
             ) from error

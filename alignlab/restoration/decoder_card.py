@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.data import ImageTextDataset, load_dataset
 from alignlab.models.mae import DECODER_FILE, MAEEncoder, read_decoder
 from alignlab.models.weights import sha256_file
 from alignlab.pretrain.card import loss_curve
 from alignlab.pretrain.evaluate import images_of
-from alignlab.pretrain.pool import held_out
 from alignlab.provenance import environment, shown
 from alignlab.restoration.decoder import RECIPE, Run
+from alignlab.restoration.experiment import TestSet, open_test
+from alignlab.restoration.fit import named_data
 from alignlab.restoration.pictures import save_grid
 from alignlab.restoration.quality import mean, psnr, ssim
 
@@ -67,28 +67,20 @@ def measure(encoder: MAEEncoder, images: Tensor) -> tuple[dict[str, float], Tens
     return figures, painted, gaps
 
 
-@dataclass(frozen=True)
-class Test:
-    """A set to measure on and which of its items."""
-
-    data: ImageTextDataset
-    indices: list[int]
-
-
-def open_tests(run: Run, sources: tuple[str, ...]) -> list[Test]:
-    """The sets that a decoder is measured on: `sources` whole, at most the first 1,024 images, or, without any, the shipped
-    scenes and what was held out of each set of `run.data`.
+def open_tests(run: Run, sources: tuple[str, ...]) -> list[TestSet]:
+    """The sets that a decoder is measured on: `sources`, at most the first 1,024 images, or, without any, the shipped scenes
+    and `run.data`; of a set that was learnt from, what was held out. Errors as `experiment.open_test`.
     """
-    tests = []
-    for source in sources or tuple(dict.fromkeys(("scenes", *run.data))):
-        data = load_dataset(source, captions=False)
-        indices = list(range(len(data))) if sources or source == "scenes" else held_out(data)
-        tests.append(Test(data, indices[:MOST]))
-    return tests
+    learnt = [named_data(source) for source in run.data]
+    found = [
+        open_test(source, learnt, whole_by="training" if run.all_items else "")
+        for source in sources or tuple(dict.fromkeys(("scenes", *run.data)))
+    ]
+    return [replace(one, indices=list(one.indices)[:MOST]) for one in found]
 
 
 def write_card(
-    encoder: MAEEncoder, before: MAEEncoder, run: Run, tests: list[Test], history: dict[str, Any]
+    encoder: MAEEncoder, before: MAEEncoder, run: Run, tests: list[TestSet], history: dict[str, Any]
 ) -> dict[str, Any]:
     """Measure `encoder` with the decoder in `run.out` as a user will read it, and `before` with its own.
 

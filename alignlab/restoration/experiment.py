@@ -87,11 +87,19 @@ class TestSet:
         return len(self.indices)
 
 
-def open_test(source: str, learnt: Sequence[dict[str, str]] = (), n: int | None = None, fifth: bool = False) -> TestSet:
+def open_test(
+    source: str,
+    learnt: Sequence[dict[str, str]] = (),
+    n: int | None = None,
+    fifth: bool = False,
+    whole_by: str = "",
+) -> TestSet:
     """The images of a set that training never saw: all of them, or, of a set that was `learnt` from (as `fit.named_data`
-    tells it) and where `fifth`, every fifth. `n` takes that many, evenly spread.
+    tells it) and where `fifth`, every fifth. `n` takes that many, evenly spread. `whole_by` is who learnt from all of
+    `learnt`, "" where every fifth item was left out.
 
-    Raises ValueError for scenes-train after learning from scenes, or from another number of them: they are the same.
+    Raises ValueError for a set of which nothing was left out, and for scenes-train after learning from scenes, or from
+    another number of them: they are the same.
     """
     data = load_dataset(source, captions=False)
     scenes = [one for one in learnt if one["name"].partition(":")[0] in ("scenes", "scenes-train")]
@@ -99,18 +107,29 @@ def open_test(source: str, learnt: Sequence[dict[str, str]] = (), n: int | None 
         raise ValueError(
             f"{source} are scenes that were learnt from; learn from one set of scenes, measure on scenes, which never are"
         )
-    held = fifth or any(one["fingerprint"] == data.fingerprint for one in learnt if one["fingerprint"])
+    seen = any(one["fingerprint"] == data.fingerprint for one in learnt if one["fingerprint"])
+    if seen and whole_by:
+        raise ValueError(f"{shown(source)}: {whole_by} learns from all of it; measure on pictures that it never sees")
+    held = fifth or seen
     indices = held_out(data) if held else list(range(len(data)))
     if n is not None and n < len(indices):
         indices = [indices[i * len(indices) // n] for i in range(n)]
     return TestSet(data, indices, held or source == "scenes")
 
 
-def check_unseen(test: TestSet, about: dict[str, Any], source: str, name: str) -> None:
-    """ValueError where the checkpoint `name` has learnt from every item of the set: nothing of it is held out."""
-    fingerprints = [one["fingerprint"] for one in about.get("data", [])]
-    if about.get("whole") and test.data.fingerprint in fingerprints:
-        raise ValueError(f"--data {shown(source)}: {name} has learnt from all of it; give pictures it never saw")
+def open_unseen(source: str, about: dict[str, Any], name: str, n: int | None = None, fifth: bool = False) -> TestSet:
+    """`open_test` for the checkpoint `name`, of which `about` tells what it learnt from."""
+    return open_test(source, about.get("data", []), n, fifth, name if about.get("whole") else "")
+
+
+def open_tests(experiment: Experiment) -> list[TestSet]:
+    """What an experiment is measured on. Errors as `open_test`: what is learnt from as a whole is not measured on."""
+    learnt = [fit.named_data(source) for source in experiment.data]
+    whole_by = "training" if experiment.test else ""
+    return [
+        open_test(source, learnt, experiment.n, whole_by=whole_by)
+        for source in (experiment.test or experiment.data if experiment.n else ())
+    ]
 
 
 def run(
@@ -142,10 +161,7 @@ def run(
         device=device,
         workers=workers,
     )
-    tests = [
-        open_test(source, () if experiment.test else described["data"], experiment.n)
-        for source in (experiment.test or experiment.data if experiment.n else ())
-    ]
+    tests = open_tests(experiment)
     coordinates = _coordinates(out) if fit.started(plan, settings) and plan.features == "whitened" else None
     model = build(plan, fit.clean(settings), device=device, dtype=recipe.dtype, coordinates=coordinates)
     _keep_coordinates(model, out, among)
@@ -184,13 +200,14 @@ def run(
     return result
 
 
-def _coordinates(out: Path) -> dict[str, Tensor] | None:
+def _coordinates(out: Path) -> dict[str, Tensor]:
     """The whitening that an unfinished run began with: fitted again elsewhere it could differ in the last bit."""
     path = out / COORDINATES
     try:
-        return load_file(path) if path.is_file() else None
+        return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged, and the run cannot go on; choose another --out folder") from error
+        how = "damaged" if path.is_file() else "gone"
+        raise ValueError(f"{path} is {how}, and the run cannot go on; choose another --out folder") from error
 
 
 def _keep_coordinates(model: Restorer, out: Path, among: Processes) -> None:

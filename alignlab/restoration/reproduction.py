@@ -24,7 +24,7 @@ from alignlab.restoration.card import difference_of, endless
 from alignlab.restoration.coordinates import POSITION, WHITENED
 from alignlab.restoration.earlier import Earlier
 from alignlab.restoration.evaluation import difference
-from alignlab.restoration.experiment import RESULT, TEST_SEED, Experiment, TestSet, evaluate_on, open_test
+from alignlab.restoration.experiment import RESULT, TEST_SEED, Experiment, TestSet, evaluate_on, open_tests
 from alignlab.restoration.fit import named_data
 from alignlab.restoration.targets import Lab, Row, Target
 from alignlab.training import in_turn, processes
@@ -301,7 +301,7 @@ def _row(place: Place) -> dict[str, Any]:
 
 def _is_row(row: dict[str, Any], place: Place, longer: bool) -> bool:
     """Whether an earlier row is of the place's experiment, or, where `longer`, differs from it in length alone."""
-    one, tests = place.row.experiment, _tests(place.row.experiment)
+    one, tests = place.row.experiment, open_tests(place.row.experiment)
     try:
         measured = [(e["data"]["fingerprint"], e["n"], e["seed"], e["strength"]) for e in row["evaluations"]]
         same = row["design"] == _plain(one.design.plain()) and row["task"] == place.row.task
@@ -405,7 +405,7 @@ def grids(
             continue
         result = None if place.kept is not None else _result(place.where)
         encoder = f"{str(row['design']['encoder']).removesuffix(POSITION)} alone"  # a position code is not decoded
-        for test in _tests(place.row.experiment):
+        for test in open_tests(place.row.experiment):
             key = slug(f"{place.row.task}-{test.data.name}")
             if result is not None:
                 shown = _pictures(place, result, test, device)
@@ -420,11 +420,6 @@ def grids(
             grid[row["name"]] = shown["restored"]
             truths.setdefault(key, shown["truth"])
     return {key: {**grid, "truth": truths[key]} for key, grid in made.items()}
-
-
-def _tests(one: Experiment) -> list[TestSet]:
-    learnt = [] if one.test else [named_data(source) for source in one.data]
-    return [open_test(source, learnt, one.n) for source in (one.test or one.data)]
 
 
 def _pictures(place: Place, result: dict[str, Any], test: TestSet, device: str) -> dict[str, Tensor]:

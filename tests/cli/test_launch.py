@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -186,7 +187,10 @@ def test_a_crashed_process_ends_the_run_with_its_message_and_the_same_command_go
 
     script, out = tmp_path / "crashing.py", tmp_path / "together"
     script.write_text(CRASHING)
-    chosen = [*models, "--judge", "none"] if train == "caption train" else [*models[:2], *models[4:], "--test", photos]
+    other = shutil.copytree(photos, tmp_path / "others")
+    for end in ("png", "txt"):
+        (other / f"00.{end}").unlink()
+    chosen = [*models, "--judge", "none"] if train == "caption train" else [*models[:2], *models[4:], "--test", other]
     # Four items of five are learnt from: a last part of the batch that is smaller.
     command = [*train.split(), *chosen, "--data", photos, "--steps", 12, "--batch-size", 5]
     launch = [*launched(2, str(script)), tmp_path / "crashed", *command, "--out", out]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,8 +75,14 @@ def test_bad_arguments_exit_2(capsys, no_torch_weights):
 
 
 def test_the_decoder_from_the_command_line(tmp_path, capsys, small_mae, pictures):
-    command = ["restore", "decoder", "--encoder", str(small_mae), "--data", str(pictures), "--test", str(pictures)]
-    out = str(tmp_path / "decoder")
+    out, other = str(tmp_path / "decoder"), shutil.copytree(pictures, tmp_path / "others")
+    for end in ("png", "txt"):
+        (other / f"9.{end}").unlink()
+    command = ["restore", "decoder", "--encoder", str(small_mae), "--data", str(pictures)]
+    assert run([*command, "--test", str(pictures), "--steps", "1", "--out", out]) == 2
+    assert "training learns from all of it; measure on pictures that it never sees" in capsys.readouterr().err
+    assert not Path(out).exists()
+    command += ["--test", str(other)]
     short = ["--recipe", "paper", "--epochs", "1.6", "--batch-size", "4", "--dtype", "float32"]
     assert run([*command, *short, "--out", out, "--json", str(tmp_path / "too.json")]) == 0
     result = json.loads((tmp_path / "too.json").read_text())

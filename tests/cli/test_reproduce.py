@@ -172,6 +172,10 @@ def test_other_data_is_not_the_laboratorys(small_lab, tmp_path, capsys):
     assert run(command) == 0
     assert json.loads((tmp_path / "o" / "result.json").read_text())["laboratory"] == "own"
     assert "own data" in capsys.readouterr().out
+    for more in ([], ["--dry-run"]):
+        assert run([*command, "--test", "others", "--out", "p", *more]) == 2
+        assert "others: training learns from all of it; measure on pictures that it never" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
 
 
 @pytest.mark.parametrize(

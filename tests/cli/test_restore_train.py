@@ -12,7 +12,8 @@ from PIL import Image
 
 from alignlab import training
 from alignlab.cli import run
-from alignlab.restoration import fit
+from alignlab.data import resize, to_tensor
+from alignlab.restoration import design, fit
 from alignlab.restoration.design import find
 
 
@@ -91,10 +92,13 @@ def test_a_finished_run_is_read_and_another_one_refused(trained, command, capsys
     shown = capsys.readouterr().out
     assert "misaligned" in shown
     result = json.loads(before)
-    ssim = result["evaluations"][0]["gain"]["ssim"]
+    psnr, ssim = (result["evaluations"][0][key][name] for key, name in (("lift", "psnr"), ("gain", "ssim")))
+    above = f"{psnr['mean']:+.2f} ({psnr['ci95'][0]:+.2f} to {psnr['ci95'][1]:+.2f})"
     told = f"{ssim['mean']:+.3f} ({ssim['ci95'][0]:+.3f} to {ssim['ci95'][1]:+.3f})"
-    assert f"denoise on photos: gain in SSIM {told}" in shown
+    assert f"denoise on photos: restored minus degraded {above} dB; gain in SSIM {told}" in shown
+    assert "rotate on photos: gain in SSIM" in shown
     card = (trained / "README.md").read_text()
+    assert f"| {above} |" in card
     assert f"| {told} |" in card
     assert " --dtype float32" in card
     assert json.loads((tmp_path / "copy.json").read_text()) == result
@@ -176,12 +180,15 @@ def test_whitening_without_a_state_is_of_no_run(command, tmp_path):
     assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
-def test_a_damaged_whitening_is_named(command, tmp_path, capsys):
+def test_a_damaged_or_lost_whitening_is_named(command, tmp_path, capsys):
     assert run(command("--n", "0", "--out", tmp_path)) == 0
     (tmp_path / "coordinates.safetensors").write_bytes(b"nothing")
     (tmp_path / "result.json").unlink()
     assert run(command("--n", "0", "--out", tmp_path)) == 2
     assert "coordinates.safetensors is damaged" in capsys.readouterr().err
+    (tmp_path / "coordinates.safetensors").unlink()
+    assert run(command("--n", "0", "--out", tmp_path)) == 2
+    assert "coordinates.safetensors is gone, and the run cannot go on" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_exits_1(command, tmp_path, capsys):
@@ -391,6 +398,11 @@ def test_apply(trained, photos, tmp_path, capsys):
     first, second = (np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*.png")))
     assert first.shape == (32, 32, 3)
     assert not np.array_equal(first, second)
+    model, _, _ = design.load(str(trained), dtype="float32")
+    given = resize(to_tensor(Image.open(pictures[1]).convert("RGB"))[None], 32)
+    # Rounded as evaluation does, not cut off; a last digit of the sums may tip a pixel.
+    apart = model.restore(given, "denoise")[0].permute(1, 2, 0).mul(255).numpy() - first
+    assert np.abs(apart).max() <= 0.51
 
 
 def test_apply_tells_what_it_did_to_a_picture(trained, tmp_path, capsys):

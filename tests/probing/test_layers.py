@@ -278,7 +278,7 @@ def test_learning_follows_from_its_seed(small):
 def test_a_loss_that_is_not_finite_is_named(small):
     low, high = pictures(10)
     model = between.begin(F.gelu, low, high, small, 0, 0.1)
-    with pytest.raises(RuntimeError, match="not finite at step 0; give a lower --lr, and another --out"):
+    with pytest.raises(RuntimeError, match="not finite at step 1; give a lower --lr, and another --out"):
         between.learn(model, low, high * math.inf, layers.RECIPE)
 
 

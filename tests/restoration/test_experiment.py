@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from alignlab.restoration import design
@@ -65,18 +66,25 @@ def test_what_is_learnt_and_what_is_measured_do_not_meet(photos, plan, tmp_path,
 def test_with_a_test_set_all_is_learnt_from_and_that_is_remembered(photos, plan, tmp_path, capsys):
     from alignlab.cli import run as command
 
-    other = tmp_path / "photos"  # of the same name
-    shutil.copytree(photos, other)
-    (other / "00.txt").write_text("another caption\n")
-    result = run(Experiment(plan, (photos,), SHORT, test=(photos, str(other))), tmp_path / "out", dtype="float32")
+    others = [tmp_path / "1" / "photos", tmp_path / "2" / "photos"]  # of the same name
+    for shape, other in enumerate(others):
+        shutil.copytree(photos, other)
+        Image.new("RGB", (32, 32 + shape)).save(other / "00.png")
+    with pytest.raises(
+        ValueError, match="photos: training learns from all of it; measure on pictures that it never sees"
+    ):
+        run(Experiment(plan, (photos,), SHORT, test=(str(others[0]), photos)), tmp_path / "out", dtype="float32")
+    assert not (tmp_path / "out").exists()
+    test = tuple(map(str, others))
+    result = run(Experiment(plan, (photos,), SHORT, test=test), tmp_path / "out", dtype="float32")
     assert [one["n"] for one in result["evaluations"]] == [11, 11]
     pictures = [one["picture"] for one in result["evaluations"]]
     assert len(set(pictures)) == 2
     assert all((tmp_path / "out" / picture).is_file() for picture in pictures)
     evaluate = ["restore", "eval", "--checkpoint", str(tmp_path / "out"), "--out", str(tmp_path / "eval")]
     assert command([*evaluate, "--data", photos]) == 2
-    assert "--data photos: " in (said := capsys.readouterr().err)
-    assert "has learnt from all of it; give pictures it never saw" in said
+    assert "photos: " in (said := capsys.readouterr().err)
+    assert f"{tmp_path / 'out'} learns from all of it; measure on pictures that it never sees" in said
 
 
 def test_what_makes_an_experiment_is_plain_and_has_no_folders(photos, plan):

@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_goes_on(tmp_pat
     model.encoder.encode = breaks
     with pytest.raises(
         RuntimeError,
-        match=r"train lm4lv: the loss is not finite at step 3 .*; last good state: .*state.pt; .*lower rate",
+        match=r"train lm4lv: the loss is not finite at step 4 .*; last good state: .*state.pt; .*lower rate",
     ):
         fit(model, plan, run, batches)
     assert all(bool(p.isfinite().all()) for p in model.trainable())  # the step was not taken
@@ -207,12 +207,12 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_goes_on(tmp_pat
 def test_where_no_state_was_saved_that_is_said(tmp_path, plan):
     model = build(plan)
     model.llm.model.lm_head.weight.data *= float("inf")
-    with pytest.raises(RuntimeError, match=r"not finite at step 0 .*; no state was saved yet"):
+    with pytest.raises(RuntimeError, match=r"not finite at step 1 .*; no state was saved yet"):
         fit(model, plan, Run(("x",), tmp_path, recipe=SHORT), batches)
 
 
 def test_an_absurd_rate_stops_with_its_step(tmp_path, plan):
-    with pytest.raises(RuntimeError, match=r"not finite at step [1-7] "):
+    with pytest.raises(RuntimeError, match=r"not finite at step [2-8] "):
         fit(build(plan), plan, Run(("x",), tmp_path, recipe=replace(SHORT, lr=1e30)), batches)
 
 
