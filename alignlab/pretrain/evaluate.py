@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from alignlab.pretrain.objectives import block_mask
 BATCH = 64
 
 
-def images_of(data: ImageTextDataset, indices: list[int], size: int) -> Tensor:
+def images_of(data: ImageTextDataset, indices: Sequence[int], size: int) -> Tensor:
     """Whole pictures, resized to a square: float32 `[N, 3, size, size]` in 0..1."""
     return torch.cat([resize(to_tensor(data[i].image)[None], size) for i in indices])
 
