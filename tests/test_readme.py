@@ -542,6 +542,16 @@ def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_fi
         assert told in where, told
     assert (of_scenes["data"]["name"], of_photos["data"]["name"], of_photos["n"]) == ("scenes", "photos", 200)
     assert of_photos["degraded"] == one["degraded"]  # the same pictures, spoilt alike
+    plain = json.loads((ROOT / "reports" / "results" / "denoise-photos-pca" / "result.json").read_text())
+    (found,) = plain["evaluations"]
+    assert (plain["design"]["encoder"], plain["learnt"]["images"], found["n"]) == ("pca+position", 4000, 200)
+    restored, told_so_far, bare, above = (found[key]["psnr"] for key in ("restored", "told", "alone", "lift"))
+    lifted = f"{above['mean']:+.2f} dB ({above['ci95'][0]:+.2f} to {above['ci95'][1]:+.2f}) from what was given"
+    assert f"comes to {restored['mean']:.2f} dB there after 4,000 photographs alone, {lifted}" in words
+    assert (
+        f"come to {restored['mean']:.2f} dB, to {told_so_far['mean']:.2f} reading the true answer so far, where encoder and "
+        f"decoder alone come to {bare['mean']:.2f}: {lifted}"
+    ) in docs
     mean = {name: x["restored"]["psnr"]["mean"] for name, x in (("scenes", of_scenes), ("photos", of_photos))}
     assert f"come to {mean['photos']:.2f} dB there and to {mean['scenes']:.2f} on scenes" in words
     lift = of_photos["lift"]["psnr"]

@@ -154,6 +154,7 @@ def test_what_is_committed_counts_as_made():
         "denoise-both",
         "denoise-photos",
         "denoise-photos-30000",
+        "denoise-photos-pca",
         "components-30000",
         "table3-30000",
         "denoise-strengths",
