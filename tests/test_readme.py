@@ -552,6 +552,11 @@ def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_fi
         f"come to {restored['mean']:.2f} dB, to {told_so_far['mean']:.2f} reading the true answer so far, where encoder and "
         f"decoder alone come to {bare['mean']:.2f}: {lifted}"
     ) in docs
+    losses = {row["step"]: row["visual"] for row in plain["learnt"]["log"]}
+    assert (
+        f"the loss falls from {losses[0]:.3f} to {losses[320]:.3f} in 320 of 500 steps, and is {losses[499]:.3f} at the end"
+        in docs
+    )
     mean = {name: x["restored"]["psnr"]["mean"] for name, x in (("scenes", of_scenes), ("photos", of_photos))}
     assert f"come to {mean['photos']:.2f} dB there and to {mean['scenes']:.2f} on scenes" in words
     lift = of_photos["lift"]["psnr"]
