@@ -227,7 +227,7 @@ def test_checkpoints_are_small_enough_to_ship():
     sizes = {p: p.stat().st_size for p in (ROOT / "data" / "checkpoints").rglob("*") if p.is_file()}
     four = ("mae-tiny", "beit-tiny", "dvae-tiny", "vqgan-tiny")
     assert sum(size for path, size in sizes.items() if path.parent.name in four) < 60e6
-    assert sum(sizes.values()) < 80e6
+    assert sum(sizes.values()) < 100e6  # what the package index takes as one file
 
 
 def test_the_cost_of_restoration_is_that_of_the_result_file():

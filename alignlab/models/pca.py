@@ -59,16 +59,16 @@ class PCA(nn.Module):
         numbers = 3 * config.patch**2
         self.mean = nn.Parameter(torch.full((numbers,), 0.5))
         self.components = nn.Parameter(torch.empty(numbers, config.width))
-        self.std = nn.Parameter(torch.ones(config.width))
+        self.scale = nn.Parameter(torch.ones(()))
         nn.init.orthogonal_(self.components)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, T, D], each component divided by its standard deviation."""
-        return (to_patches(images, self.config.patch) - self.mean) @ self.components / self.std
+        """[B, 3, H, W] -> [B, T, D], all components divided by one number: distances are those of pixels."""
+        return (to_patches(images, self.config.patch) - self.mean) @ self.components / self.scale
 
     def pixels(self, tokens: Tensor) -> Tensor:
         """Tokens [B, T, D] -> images [B, 3, H, W], about 0..1, not clamped."""
-        patches = (tokens * self.std) @ self.components.T + self.mean  # [B, T, 3 p^2]
+        patches = (tokens * self.scale) @ self.components.T + self.mean  # [B, T, 3 p^2]
         return to_images(patches, self.config.patch, self.config.grid)
 
 
@@ -131,9 +131,10 @@ def principal(covariance: Tensor) -> tuple[Tensor, Tensor]:
 def fit_pca(batches: Iterable[Tensor], patch: int, width: int) -> dict[str, Tensor]:
     """The tensors of a `PCA` from training pictures, batches `[B, 3, H, W]` in 0..1 whose sides are multiples of `patch`.
 
-    "mean" `[3 patch^2]`, "components" `[3 patch^2, width]`, "std" `[width]`, float32. A component that varies by less than
-    the rounding of 8-bit pixels is divided by that, so that it does not become noise of size 1. Raises ValueError for
-    sizes that do not fit and where there is no picture.
+    "mean" `[3 patch^2]`, "components" `[3 patch^2, width]`, "scale" `[]`, float32. The one scale gives these pictures' tokens
+    a mean square of 1. A component's own standard deviation would blow up those that hardly vary, and with them whatever
+    noise a picture has. Pictures that all but do not vary are divided by the rounding of 8-bit pixels. Raises ValueError
+    for sizes that do not fit and where there is no picture.
     """
     PCAConfig(image_size=patch, patch=patch, width=width)  # refuses what cannot be
 
@@ -147,6 +148,6 @@ def fit_pca(batches: Iterable[Tensor], patch: int, width: int) -> dict[str, Tens
 
     mean, covariance = moments(rows())
     values, vectors = principal(covariance)
-    std = values[:width].sqrt().clamp(min=ROUNDING)
-    found = {"mean": mean, "components": vectors[:, :width], "std": std}
+    scale = values[:width].mean().sqrt().clamp(min=ROUNDING)
+    found = {"mean": mean, "components": vectors[:, :width], "scale": scale}
     return {name: x.float().contiguous() for name, x in found.items()}

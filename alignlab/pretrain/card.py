@@ -50,9 +50,9 @@ ABOUT = {
         "how well a caption fits a scene, and is not comparable with that of another CLIP. Matrices are stored in float16."
     ),
     "pca": (
-        "The principal components of patches: 64 px, patches of 8, 64 tokens of all 192 components, each divided by its "
-        "standard deviation. The decoder is the inverse, so that tokens hold what the pixels hold, in other coordinates. "
-        "Nothing was trained: it is what LM4LV's other encoders are compared with."
+        "The principal components of patches: 64 px, patches of 8, 64 tokens of all 192 components, all divided by one "
+        "number. The decoder is the inverse, so that tokens hold what the pixels hold, in other coordinates, as far from "
+        "each other. Nothing was trained: it is what LM4LV's other encoders are compared with."
     ),
 }
 

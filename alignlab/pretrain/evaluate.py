@@ -98,7 +98,7 @@ def masked_pixels(model: Any, images: Tensor) -> tuple[dict[str, float], Tensor]
 
 @torch.no_grad()
 def components(model: Any, images: Tensor) -> tuple[dict[str, float], Tensor]:
-    """PCA: how even its tokens are on pictures that it was not fitted to, and what the first sixteenth of them keeps."""
+    """PCA: how large its tokens are on pictures that it was not fitted to, and what the first sixteenth of them keeps."""
     kept = max(model.config.width // 16, 1)
     squares = error = 0.0
     out = []

@@ -40,16 +40,21 @@ def test_components_are_those_of_a_singular_value_decomposition():
     _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
     found = {k: v.double().numpy() for k, v in fit_pca(IMAGES.split(5), 4, 10).items()}
     np.testing.assert_allclose(found["mean"], rows.mean(0), atol=1e-6)
-    np.testing.assert_allclose(found["std"], sizes[:10] / len(rows) ** 0.5, rtol=1e-5)
+    np.testing.assert_allclose(found["scale"], np.sqrt((sizes[:10] ** 2).mean() / len(rows)), rtol=1e-5)
     agreement = np.abs((found["components"] * axes[:10].T).sum(0))
     np.testing.assert_allclose(agreement, 1, atol=1e-4)
     assert (found["components"].max(0) > -found["components"].min(0)).all()  # the sign that is always taken
 
 
-def test_tokens_vary_evenly_and_apart():
-    tokens = small().encode(IMAGES).flatten(0, 1).double()
+def test_tokens_vary_apart_and_are_as_far_from_each_other_as_their_pixels():
+    encoder = small()
+    tokens = encoder.encode(IMAGES).flatten(0, 1).double()
     covariance = tokens.T @ tokens / len(tokens)
-    torch.testing.assert_close(covariance, torch.eye(48, dtype=torch.float64), atol=1e-3, rtol=0)
+    torch.testing.assert_close(covariance, covariance.diag().diag(), atol=1e-3, rtol=0)
+    assert (covariance.diag().diff() <= 1e-4).all()  # the largest first
+    assert float(covariance.diag().mean()) == pytest.approx(1, rel=1e-4)
+    pixels = to_patches(IMAGES, 4).flatten(0, 1).double()
+    torch.testing.assert_close(torch.pdist(tokens) * float(encoder.model.scale), torch.pdist(pixels), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(tokens.mean(0), torch.zeros(48, dtype=torch.float64), atol=1e-3, rtol=0)
 
 
@@ -57,7 +62,8 @@ def test_what_does_not_vary_is_not_blown_up():
     flat = torch.full((4, 3, 16, 16), 0.5)
     flat[:, 0] += torch.linspace(-0.1, 0.1, 4).view(4, 1, 1)
     encoder = small(images=flat)
-    assert float(encoder.model.std.min()) == pytest.approx(ROUNDING)
+    same = small(images=flat[:1])
+    assert float(same.model.scale) == pytest.approx(ROUNDING)
     noise = (torch.randint(0, 256, flat.shape, generator=torch.Generator().manual_seed(1)) - 128) / 255 / 256
     assert float((encoder.encode(flat + noise) - encoder.encode(flat)).abs().max()) < 10
 
@@ -71,13 +77,14 @@ def test_decode_is_the_inverse():
 
 
 def test_fewer_components_lose_the_least_varying_part():
-    whole = small()
+    rows = to_patches(IMAGES, 4).flatten(0, 1).double()
+    varies = torch.linalg.eigvalsh(rows.T.cov(correction=0)).flip(0)
     errors = []
     for width in (6, 24, 47):
         encoder = small(width)
         patches = to_patches(encoder.decode(encoder.encode(IMAGES)) - IMAGES, 4)
         errors.append(float(patches.square().sum(-1).mean()))
-        assert errors[-1] <= float(whole.model.std[width:].square().sum()) + 1e-6  # clamping can only help
+        assert errors[-1] <= float(varies[width:].sum()) + 1e-6  # clamping can only help
     assert errors[0] > errors[1] > errors[2] > 0
 
 
@@ -172,5 +179,6 @@ def test_figures_of_the_card_are_what_they_say():
     assert figures["mean square of the tokens"] == pytest.approx(1, abs=1e-3)
     assert figures["largest error of a decoded pixel"] < 1e-5
     lost = to_patches(pictures - IMAGES, 4).square().sum(-1).mean()
-    assert float(lost) <= float(model.std[3:].square().sum()) + 1e-6  # 48 // 16 = 3 are kept
+    varies = torch.linalg.eigvalsh(to_patches(IMAGES, 4).flatten(0, 1).double().T.cov(correction=0)).flip(0)
+    assert float(lost) <= float(varies[3:].sum()) + 1e-6  # 48 // 16 = 3 are kept
     assert "PSNR of the first 3 components (dB)" in figures
