@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,29 @@ def test_training_and_its_evaluation(training, alone, tmp_path):
         for column in ("degraded", "alone", "restored"):
             assert here[column]["psnr"]["mean"] == pytest.approx(there[column]["psnr"]["mean"], rel=1e-5)
             assert here[column]["psnr"]["ci95"] == pytest.approx(there[column]["psnr"]["ci95"], rel=1e-5)
+
+
+def test_evaluating_and_restoring_pictures(alone, photos, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    common = ["--checkpoint", alone, "--device", "cpu"]
+    evaluation = ["restore", "eval", *common, "--data", photos, "--held-out", "--batch-size", 2]
+    pictures = sorted(Path(photos).glob("*.png"))[:3]  # two processes have no even share
+    restoring = ["restore", "apply", *pictures, *common, "--task", "mask"]
+    for command in (evaluation, restoring):
+        done(*ALONE, *command, "--out", tmp_path / command[1] / "one")
+        said = done(*launched(2), *command, "--out", tmp_path / command[1] / "two")
+        assert said.count("written:") == 1  # one of them speaks
+        assert files(tmp_path / command[1] / "two") == files(tmp_path / command[1] / "one")
+    one, two = (result(tmp_path / "eval" / name) for name in ("one", "two"))
+    assert len(one["results"]) == 2
+    for here, there in zip(two["results"], one["results"], strict=True):
+        assert (here["task"], here["n"]) == (there["task"], 5)
+        assert here["each"]["psnr"] == pytest.approx(there["each"]["psnr"], rel=1e-5)
+    for path in sorted((tmp_path / "apply" / "one").glob("*.png")):
+        here, there = (np.asarray(Image.open(p)).astype(int) for p in (path, tmp_path / "apply" / "two" / path.name))
+        assert abs(here - there).max() <= 1
 
 
 OFTEN = """

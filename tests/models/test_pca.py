@@ -54,7 +54,9 @@ def test_tokens_vary_apart_and_are_as_far_from_each_other_as_their_pixels():
     assert (covariance.diag().diff() <= 1e-4).all()  # the largest first
     assert float(covariance.diag().mean()) == pytest.approx(1, rel=1e-4)
     pixels = to_patches(IMAGES, 4).flatten(0, 1).double()
-    torch.testing.assert_close(torch.pdist(tokens) * float(encoder.model.scale), torch.pdist(pixels), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.pdist(tokens) * float(encoder.model.scale), torch.pdist(pixels), atol=1e-5, rtol=1e-4
+    )
     torch.testing.assert_close(tokens.mean(0), torch.zeros(48, dtype=torch.float64), atol=1e-3, rtol=0)
 
 
