@@ -24,7 +24,7 @@ from alignlab.restoration import fit
 from alignlab.restoration.batches import KEPT_BYTES
 from alignlab.restoration.card import write_card
 from alignlab.restoration.coordinates import Whitened
-from alignlab.restoration.design import Design, build, frozen_parts, read
+from alignlab.restoration.design import Design, build, frozen_parts, load, read
 from alignlab.restoration.evaluation import Evaluation, Figures, evaluate
 from alignlab.restoration.pictures import save_grid
 from alignlab.restoration.restorer import Restorer
@@ -144,12 +144,14 @@ def run(
     """Train (resuming what `out` holds), measure, write `result.json`, pictures and adapters to `out`; the result.
 
     `dtype` is the language model's, and takes the place of the recipe's; "auto" is what a run here began in, else bfloat16
-    where the device is quick in it. A finished run of the same experiment is read, not repeated. Errors as `fit` and `build`.
+    where the device is quick in it. A finished run of the same experiment is read, not repeated; of another `n` only its
+    training is. Errors as `fit` and `build`, and `load`'s of a finished one.
     """
     among = processes(device)  # before anything goes to a device: each has its own
     plan, recipe = experiment.design, replace(experiment.recipe, dtype=dtype_of(out, dtype, device))
     described = describe(replace(experiment, recipe=recipe))
-    if (finished := _finished(out, plan, described)) is not None:
+    finished = _finished(out, plan, described)
+    if finished and finished["n"] == experiment.n:
         return finished
     settings = fit.Run(
         data=experiment.data,
@@ -162,24 +164,28 @@ def run(
         workers=workers,
     )
     tests = open_tests(experiment)
-    coordinates = _coordinates(out) if fit.started(plan, settings) and plan.features == "whitened" else None
-    model = build(plan, fit.clean(settings), device=device, dtype=recipe.dtype, coordinates=coordinates)
-    _keep_coordinates(model, out, among)
-    first = tests[0] if tests else None
-    samples = None if first is None else first.pictures(model.encoder.image_size)(0, min(fit.SHOWN, len(first)))
-    history = fit.fit(model, plan, settings, samples=samples)
+    if finished:
+        model, learnt = load(str(out.absolute()), device=device, dtype=recipe.dtype)[0], finished["learnt"]
+    else:
+        coordinates = _coordinates(out) if fit.started(plan, settings) and plan.features == "whitened" else None
+        model = build(plan, fit.clean(settings), device=device, dtype=recipe.dtype, coordinates=coordinates)
+        _keep_coordinates(model, out, among)
+        first = tests[0] if tests else None
+        samples = None if first is None else first.pictures(model.encoder.image_size)(0, min(fit.SHOWN, len(first)))
+        history = fit.fit(model, plan, settings, samples=samples)
+        learnt = {
+            "parameters": sum(p.numel() for p in model.trainable()),
+            "images": experiment.images_seen,
+            "seconds": round(history["seconds"], 1),
+            "log": history["log"],
+        }
     result = {
         **described,
         "laboratory": laboratory(
             [plan.encoder], plan.llm if plan.reads_llm else None, *experiment.data, *experiment.test
         ),
         "frozen": frozen_parts(model),
-        "learnt": {
-            "parameters": sum(p.numel() for p in model.trainable()),
-            "images": experiment.images_seen,
-            "seconds": round(history["seconds"], 1),
-            "log": history["log"],
-        },
+        "learnt": learnt,
         "evaluations": [],
     }
     names = labels([test.data.name for test in tests])
@@ -238,9 +244,10 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def _finished(out: Path, plan: Design, described: dict[str, Any]) -> dict[str, Any] | None:
+    """The result in `out`, where it is of this training; it may be measured on another number of images."""
     try:
         result: dict[str, Any] = json.loads((out / RESULT).read_text())
-        same = all(result.get(key) == value for key, value in described.items())
+        same = all(result.get(key) == value for key, value in described.items() if key != "n")
         # The result names models without their folders, the adapters with them.
         return result if same and (out / ADAPTERS).is_file() and read(out)[0] == plan else None
     except (OSError, ValueError, AttributeError):  # none yet, or a damaged one

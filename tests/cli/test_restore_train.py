@@ -129,11 +129,16 @@ def test_other_pictures_of_the_same_name_are_refused(command, photos, tmp_path, 
     assert "belongs to another run: its data is" in capsys.readouterr().err
 
 
-def test_more_images_to_measure_on_train_nothing_again(command, tmp_path):
+def test_more_images_to_measure_on_train_nothing_again(command, monkeypatch, tmp_path):
     assert run(command("--n", "1", "--out", tmp_path)) == 0
-    state = (tmp_path / "state.pt").read_bytes()
+    first = json.loads((tmp_path / "result.json").read_text())
+    (tmp_path / "state.pt").unlink()  # which resumes a training, and is not needed any more
+    monkeypatch.setattr(fit, "fit", None)  # nothing trains
     assert run(command("--n", "2", "--out", tmp_path)) == 0
-    assert (tmp_path / "state.pt").read_bytes() == state
+    second = json.loads((tmp_path / "result.json").read_text())
+    assert (second["learnt"], second["trained"]) == (first["learnt"], first["trained"])
+    assert [one["n"] for one in second["evaluations"]] == [2]
+    assert second["evaluations"][0]["each"]["psnr"][0] == first["evaluations"][0]["each"]["psnr"][0]
     assert plain(tmp_path)["evaluations"][0]["n"] == 2
 
 
