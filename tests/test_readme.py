@@ -542,19 +542,38 @@ def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_fi
         assert told in where, told
     assert (of_scenes["data"]["name"], of_photos["data"]["name"], of_photos["n"]) == ("scenes", "photos", 200)
     assert of_photos["degraded"] == one["degraded"]  # the same pictures, spoilt alike
-    plain = json.loads((ROOT / "reports" / "results" / "denoise-photos-pca" / "result.json").read_text())
+    plain, line, fresh = (
+        json.loads((ROOT / "reports" / "results" / f"denoise-photos-pca{end}" / "result.json").read_text())
+        for end in ("", "-linear", "-random")
+    )
+    same = ("data", "recipe", "crops", "test", "n")
+    for other in (line, fresh):
+        assert {key: other[key] for key in same} == {key: plain[key] for key in same}
+        assert other["evaluations"][0]["degraded"] == plain["evaluations"][0]["degraded"]
+        assert other["frozen"]["encoder"] == plain["frozen"]["encoder"]
+    assert (line["design"]["how"], fresh["design"]["llm"]) == ("linear", "smollm2@random")
     (found,) = plain["evaluations"]
     assert (plain["design"]["encoder"], plain["learnt"]["images"], found["n"]) == ("pca+position", 4000, 200)
     restored, told_so_far, bare, above = (found[key]["psnr"] for key in ("restored", "told", "alone", "lift"))
+    by_line, by_chance = (one["evaluations"][0]["restored"]["psnr"]["mean"] for one in (line, fresh))
+    chance_told = fresh["evaluations"][0]["told"]["psnr"]["mean"]
     lifted = f"{above['mean']:+.2f} dB ({above['ci95'][0]:+.2f} to {above['ci95'][1]:+.2f}) from what was given"
-    assert f"comes to {restored['mean']:.2f} dB there after 4,000 photographs alone, {lifted}" in words
+    assert f"4,000 photographs alone take it to {restored['mean']:.2f} dB, {lifted}" in words
+    assert f"random weights in the language model's place it comes to {by_chance:.2f} ([result]" in words
+    assert f"one linear layer, trained alike, to {by_line:.2f} ([result]" in words
+    assert (
+        f"With random weights in the language model's place it is {by_chance:.2f} dB ({chance_told:.2f}): what restores is "
+        f"the trained one. One linear layer, trained alike, comes to {by_line:.2f} dB"
+    ) in docs
+    assert above["ci95"][0] > 0
+    assert by_chance < found["degraded"]["psnr"]["mean"]
     assert (
         f"come to {restored['mean']:.2f} dB, to {told_so_far['mean']:.2f} reading the true answer so far, where encoder and "
         f"decoder alone come to {bare['mean']:.2f}: {lifted}"
     ) in docs
     losses = {row["step"]: row["visual"] for row in plain["learnt"]["log"]}
     assert (
-        f"the loss falls from {losses[0]:.3f} to {losses[320]:.3f} in 320 of 500 steps, and is {losses[499]:.3f} at the end"
+        f"the loss, {losses[0]:.3f} in the beginning, {losses[240]:.3f} after 240 of 500 steps and {losses[499]:.3f} in the end"
         in docs
     )
     mean = {name: x["restored"]["psnr"]["mean"] for name, x in (("scenes", of_scenes), ("photos", of_photos))}

@@ -155,6 +155,8 @@ def test_what_is_committed_counts_as_made():
         "denoise-photos",
         "denoise-photos-30000",
         "denoise-photos-pca",
+        "denoise-photos-pca-linear",
+        "denoise-photos-pca-random",
         "components-30000",
         "table3-30000",
         "denoise-strengths",

@@ -124,6 +124,8 @@ def test_what_the_laboratories_train():
         *("as-it-is", "rate-0.001", "rate-0.003", "rate-0.01", "features-whitened", "begin-scaled", "begin-plain")
     ]
     assert "repeat/pca" not in {row.name for row in target("fig4", PAPER).rows}
+    features = {row.name: row.experiment.design.features for row in target("fig4", EMBEDDED).rows}
+    assert {name for name, how in features.items() if how == "raw"} == {name for name in features if "/pca" in name}
 
 
 def test_runs_that_targets_share_have_one_folder():
