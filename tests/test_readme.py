@@ -585,6 +585,21 @@ def test_the_sentences_about_one_pass_and_photographs_are_those_of_the_result_fi
     ) in words
 
 
+def test_the_sentence_about_free_answers_is_that_of_the_result_file():
+    free = json.loads((ROOT / "reports" / "results" / "denoise-free" / "result.json").read_text())["results"][0]
+    (forced,) = [row["evaluations"][0] for row in _rows("table3") if row["name"] == "denoise/lm4lv"]
+    assert (free["mode"], free["checkpoint"]) == ("free", "denoise-mae-smollm2")
+    assert (free["n"], free["data"]) == (forced["n"], forced["data"])
+    assert free["degraded"] == forced["degraded"]
+    docs = " ".join((ROOT / "docs" / "restoration.md").read_text().split())
+    mean, beside = (f"{one['restored']['psnr']['mean']:.2f}" for one in (free, forced))
+    assert mean == beside
+    assert (
+        f"{free['n'] - free['unwritten']} of {free['n']} answers of `denoise-mae-smollm2` to noisy scenes open one, and they "
+        f"come to {mean} dB, as with the marker given"
+    ) in docs
+
+
 def test_the_sentence_about_choices_is_that_of_the_result_file():
     rows = {row["name"]: row for row in _rows("choices") if row["status"] == "done"}
     assert {row["images"] for row in rows.values()} == {1000}

@@ -152,6 +152,7 @@ def test_what_is_committed_counts_as_made():
         "components-experts",
         "components-vqgan",
         "denoise-both",
+        "denoise-free",
         "denoise-photos",
         "denoise-photos-30000",
         "denoise-photos-pca",

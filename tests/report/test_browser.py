@@ -124,6 +124,17 @@ def test_the_slider_moves_the_border_between_two_versions(page):
     assert slide.locator("img:visible").count() == 2
 
 
+def test_every_picture_is_there_where_it_is_shown_again_too(browser):
+    for opened in _opened(browser, RESULTS.parent / "embedded.html", 1280, 900, "light"):
+        again = opened.locator("img[data-picture]")
+        numbers = again.evaluate_all("all => all.map(one => one.dataset.picture)")
+        assert len(set(numbers)) < len(numbers)
+        widths = "all => Promise.all(all.map(one => one.decode().then(() => one.naturalWidth)))"
+        assert min(again.evaluate_all(widths)) > 0
+        sources = again.evaluate_all("all => all.map(one => one.src)")
+        assert len(set(sources)) == len(set(numbers)) == len(set(zip(numbers, sources, strict=True)))
+
+
 def test_a_heatmap_tells_the_value_under_the_pointer_and_by_keys(page):
     import json
 

@@ -340,6 +340,19 @@ def test_every_picture_has_its_words(everything):
     assert all(images)
 
 
+def test_a_picture_that_is_shown_again_is_written_once(everything):
+    _, path = everything
+    tags = re.findall(r"<img [^>]*>", path.read_text(encoding="utf-8"))
+    sources = [re.search(r'src="([^"]*)"', tag) for tag in tags]
+    numbers = [int(re.search(r'data-picture="(\d+)"', tag)[1]) for tag in tags]
+    written = [source[1] for source in sources if source]
+    assert len(written) == len(set(written)) < len(tags)
+    before: set[int] = set()
+    for number, source in zip(numbers, sources, strict=True):
+        assert (number in before) == (source is None)
+        before.add(number)
+
+
 def test_the_same_files_make_the_same_page(tmp_path):
     write_report([RESULTS / "measure-scenes"], tmp_path / "a.html")
     write_report([RESULTS / "measure-scenes"], tmp_path / "b.html")

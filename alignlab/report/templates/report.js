@@ -32,6 +32,14 @@
     }));
   }
 
+  // Pictures: one that is shown in several places is written where it comes first, and copied from there.
+  const first = new Map();
+  for (const image of document.querySelectorAll("img[data-picture]")) {
+    const number = image.dataset.picture;
+    if (image.hasAttribute("src")) first.set(number, image.src);
+    else image.src = first.get(number);
+  }
+
   // Galleries: the range moves the border between two versions of a picture, the menus say which.
   for (const gallery of document.querySelectorAll(".gallery")) {
     for (const slide of gallery.querySelectorAll(".slide")) {
