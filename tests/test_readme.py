@@ -463,7 +463,7 @@ def test_the_sentences_about_what_is_begun_are_those_of_the_result_files():
         f"at best with the wall on the side where it belongs, {psnr(turned[0]):.2f} dB,",
         f"fields of colour, {psnr(turned[1]):.2f}, little below the {psnr(turned[1], 'alone'):.2f} of its decoder alone",
         f"where the objects belong, {psnr(turned[2]):.2f}, {-psnr(turned[2], 'gain'):.2f} below its decoder alone",
-        f"whose decoder loses nothing, a field of colour, {psnr(turned[3]):.2f} ([pictures]",
+        f"whose decoder loses next to nothing, a field of colour, {psnr(turned[3]):.2f} ([pictures]",
         f"first 12 of 30 blocks ends at {psnr(first):.2f} dB, {psnr(whole) - psnr(first):.2f} below all 30.",
         f"Fig. 4 ({len(done['fig4'])} of {len(_rows('fig4'))} rows) and Table 7 ({len(done['table7'])} of {len(_rows('table7'))})",
     ):

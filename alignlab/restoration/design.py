@@ -31,8 +31,8 @@ COMMAND = "restore train"
 HOWS = ("lm4lv", "vit-llm", "linear", "mlp", "transformer")
 FEATURES = ("whitened", "raw")
 COMPARED = ("denoise-mae-smollm2", "rotate-mae-smollm2")  # adapters of one budget, which analyses set side by side
-LONGER = ("denoise-mae-smollm2-30000", "rotate-mae-smollm2-8000")
-SHIPPED = (*COMPARED, *LONGER, "denoise-pca-smollm2")  # adapters that come with alignlab
+# Adapters that come with alignlab.
+SHIPPED = (*COMPARED, "denoise-mae-smollm2-30000", "rotate-mae-smollm2-8000", "denoise-pca-smollm2")
 # Half of the way to equal variances: with all of the way, directions that are mostly noise weigh as much as any.
 POWER, FLOOR = 0.25, 0.002
 SAMPLE = 256  # pictures whose tokens say how the adapters begin

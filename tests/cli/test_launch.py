@@ -227,19 +227,19 @@ def test_extraction(models, photos, tmp_path, monkeypatch):
     script = tmp_path / "shards.py"
     script.write_text(SHARDS)
     command = ["extract", *models, "--data", photos, "--save"]
-    lines = {"alone": [sys.executable, script], "2": launched(2, str(script))}
+    lines = {"alone": [sys.executable, script], "4": launched(4, str(script))}
     for name, line in lines.items():
         monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / name / "home"))
         assert done(*line, *command, "--out", tmp_path / name / "out").count("written:") == 1
     there = tmp_path / "alone" / "out"
     assert len(list(there.glob("*.safetensors"))) == 2
-    here = tmp_path / "2" / "out"
+    here = tmp_path / "4" / "out"
     assert files(here) == files(there)
     for path in there.glob("*.safetensors"):
         ours, theirs = load_file(here / path.name), load_file(path)
         assert ours.keys() == theirs.keys()
         assert all((ours[key] == x).all() for key, x in theirs.items())
-    whose = [json.loads(path.read_text()) for path in (tmp_path / "2" / "home").rglob("manifest.json")]
+    whose = [json.loads(path.read_text()) for path in (tmp_path / "4" / "home").rglob("manifest.json")]
     assert [len(one["shards"]) for one in whose] == [11, 11]
 
 
@@ -301,10 +301,10 @@ raise SystemExit(run(sys.argv[1:]))
 
 
 def test_evaluations(alone, photos, tmp_path):
-    command = ["restore", "eval", "--checkpoint", alone, "--data", photos, "--held-out", "--device", "cpu"]
+    command = ["restore", "eval", "--checkpoint", alone, "--data", photos, "--dtype", "float32", "--device", "cpu"]
     done(*ALONE, *command, "--out", tmp_path / "alone")
-    out = tmp_path / "2"
-    assert done(*launched(2), *command, "--out", out).count("written:") == 1
+    out = tmp_path / "4"
+    assert done(*launched(4), *command, "--out", out).count("written:") == 1
     for here, there in zip(result(out)["results"], result(tmp_path / "alone")["results"], strict=True):
         assert here["each"]["psnr"] == pytest.approx(there["each"]["psnr"], rel=1e-5)
         assert here["restored"]["psnr"]["mean"] == pytest.approx(there["restored"]["psnr"]["mean"], rel=1e-5)
@@ -329,9 +329,9 @@ def test_restored_pictures(alone, photos, tmp_path):
 
 
 def test_captions(models, photos, tmp_path):
-    sizes = ["--steps", 4, "--batch-size", 5, "--warmup", 1]
+    sizes = ["--steps", 4, "--batch-size", 6, "--warmup", 1]
     training = ["caption", "train", *models, "--data", photos, *sizes, "--judge", "none"]
-    done(*launched(2), *training, "--out", tmp_path / "together")
+    done(*launched(4), *training, "--out", tmp_path / "together")
     done(*ALONE, *training, "--out", tmp_path / "alone")
     here, there = result(tmp_path / "together"), result(tmp_path / "alone")
     assert files(tmp_path / "together") == files(tmp_path / "alone")
@@ -350,10 +350,10 @@ def test_captions(models, photos, tmp_path):
     assert again["scores"] == alone["scores"]
 
     command = ["caption", "generate", *shared, "--batch-size", 3]
-    done(*launched(3), *command, "--data", photos, "--out", tmp_path / "three")
+    done(*launched(4), *command, "--data", photos, "--out", tmp_path / "four")
     done(*ALONE, *command, "--data", photos, "--out", tmp_path / "one")
     lines = (tmp_path / "one" / "captions.jsonl").read_text()
-    assert (tmp_path / "three" / "captions.jsonl").read_text() == lines
+    assert (tmp_path / "four" / "captions.jsonl").read_text() == lines
     captions = {one["id"]: one["caption"] for one in map(json.loads, lines.splitlines())}
     assert len(captions) == 22
     pictures = sorted(photos.glob("*.png"))[:5]

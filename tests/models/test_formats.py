@@ -351,6 +351,13 @@ def test_published_vqgans_need_no_download_at_random(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_vqgan_reads_in_bfloat16() -> None:
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    exact, rounded = (find_encoder("vqgan", dtype=dtype).load().encode(images) for dtype in ("float32", "bfloat16"))
+    assert exact.shape == rounded.shape == (2, 64, 32)
+    assert 0 < float((rounded - exact).norm()) < 0.05 * float(exact.norm())
+
+
 def test_convert_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no"):
         convert(tmp_path / "nothing")

@@ -78,16 +78,14 @@ def test_it_fits_the_screen_and_axe_finds_nothing_serious(request, screen):
     _fits_and_reads_well(opened, opened.viewport_size["width"])
 
 
-@pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 900, "dark"), (390, 844, "light")])
-def test_so_does_one_measurement(browser, width, height, scheme, tmp_path):
-    path = write_report([RESULTS / "measure-scenes"], tmp_path / "one.html").path
-    for opened in _opened(browser, path, width, height, scheme):
-        _fits_and_reads_well(opened, width)
-
-
-def test_so_does_the_committed_page_of_all(browser):
-    for opened in _opened(browser, RESULTS.parent / "embedded.html", 390, 844, "light"):
-        _fits_and_reads_well(opened, 390)
+@pytest.mark.parametrize("which", ["one measurement", "the committed page of all"])
+def test_so_do_one_measurement_and_everything(browser, which, tmp_path):
+    path = RESULTS.parent / "embedded.html"
+    if which == "one measurement":
+        path = write_report([RESULTS / "measure-scenes"], tmp_path / "one.html").path
+    for width, height, scheme in ((1280, 900, "dark"), (390, 844, "light")):
+        for opened in _opened(browser, path, width, height, scheme):
+            _fits_and_reads_well(opened, width)
 
 
 def test_a_heading_sorts_its_table_by_numbers_and_back(page):

@@ -674,14 +674,14 @@ def test_whatever_is_wrong_in_a_file_the_page_is_whole_or_refused(tmp_path, name
 
 
 def test_a_page_that_would_be_too_large_shows_fewer_pictures(tmp_path, monkeypatch):
-    whole = write_report([RESULTS / "table4"], tmp_path / "whole.html")
-    monkeypatch.setattr("alignlab.report.page.LARGEST", whole.size * 3 // 4)
-    thinned = write_report([RESULTS / "table4"], tmp_path / "thinned.html")
-    assert thinned.size <= whole.size * 3 // 4
+    whole = write_report([RESULTS / "table2"], tmp_path / "whole.html")
+    monkeypatch.setattr("alignlab.report.page.LARGEST", whole.size // 2)
+    thinned = write_report([RESULTS / "table2"], tmp_path / "thinned.html")
+    assert thinned.size <= whole.size // 2
     assert "Pictures are left out" in page(tmp_path / "thinned.html").text
     monkeypatch.setattr("alignlab.report.page.LARGEST", 1000)
     with pytest.raises(ValueError, match="give fewer results"):
-        write_report([RESULTS / "table4"], tmp_path / "none.html")
+        write_report([RESULTS / "table2"], tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
 
 
